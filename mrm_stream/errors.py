@@ -6,6 +6,7 @@ traceback. What only a mistake of ours can cause is an `assert`. No message ever
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -60,3 +61,15 @@ class RecordError(MrmStreamError):
 
 class TrainingError(MrmStreamError):
     """The run cannot go on: too many bad samples, or a loss that is not finite."""
+
+
+class DamagedSamplesError(MrmStreamError):
+    """Some samples of a batch cannot be decoded; the loader replaces them and goes on.
+
+    Args:
+        reasons: Slot in the batch, 0-based, to why it cannot be decoded.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(f"{len(reasons)} damaged samples in a batch", remedy="Run `mrm-stream shard` again.")
+        self.reasons = dict(reasons)

@@ -1,0 +1,16 @@
+"""Fixtures that every folder of tests may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and reference values, which lie beside the checkout and are not part of it."""
+    path = Path(__file__).parents[2] / "shared"
+    if not (path / "data").is_dir():
+        pytest.skip("no real data: ../shared/data is absent")
+    return path
