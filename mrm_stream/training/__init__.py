@@ -1,0 +1,1 @@
+"""Turns shards and a configuration into a trained model: the only place where stream, decode and model meet."""
