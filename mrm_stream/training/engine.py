@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mrm_stream.config import Config, EngineConfig, OptimConfig
@@ -81,11 +80,14 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
     return settings
 
 
-class LossModel(Protocol):
-    """A model that computes its own loss."""
+def connect(device: torch.device) -> None:
+    """Join the other ranks; returns when all have come."""
+    import deepspeed
+    import deepspeed.ops
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Return scalars, "loss" among them."""
+    # Start-up would compile an operator that only inference uses: 82 s instead of 16 s on two cores.
+    deepspeed.ops.__compatible_ops__.clear()
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
 class Engine:
@@ -95,7 +97,7 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
-        """Distribute the model, whose weights must be the same on every rank.
+        """Distribute the model, whose weights must be the same on every rank; the ranks are connected already.
 
         Raises:
             ConfigError: The ranks do not divide the batch.
@@ -104,12 +106,7 @@ class Engine:
         self._rank, self._world = runtime.rank, runtime.world
         self._seed, self._stage = config.seed, config.engine.zero_stage
         import deepspeed
-        import deepspeed.ops
 
-        # Start-up would compile an operator that only inference uses: 82 s instead of 16 s on two cores.
-        deepspeed.ops.__compatible_ops__.clear()
-        if not dist.is_initialized():
-            deepspeed.init_distributed("nccl" if runtime.device.type == "cuda" else "gloo", verbose=False)
         model.to(runtime.device)
         if config.engine.compile:
             # Block by block, so that the hooks between blocks can overlap communication with the backward pass.

@@ -1,0 +1,48 @@
+"""Pre-train: the script that `deepspeed`, `torchrun` and `srun` start, once for each rank.
+
+deepspeed mrm_stream/train.py --config configs/mrm_vit_b16.yaml --shards DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Started as a script, Python puts this file's own folder first, where `records.py` and `stream/` would hide others.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import click
+
+from mrm_stream.config_file import load_config
+from mrm_stream.errors import MrmStreamError
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path), required=True, help="YAML file of settings.")
+@click.option("--shards", help="Packed data set; the same as --set data.shards=DIR.")
+@click.option("--out", help="Directory of the run; the same as --set run.out=DIR.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable.")
+@click.option(
+    "--local_rank", "--local-rank", type=int, expose_value=False, hidden=True
+)  # DeepSpeed's launcher adds it.
+def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str, ...]) -> None:
+    """Pre-train an encoder; a run found in the output directory is continued."""
+    from mrm_stream.runtime import set_up_logging, start_runtime
+    from mrm_stream.training.loop import pretrain
+    from mrm_stream.training.ranks import FirstRankFailedError
+
+    named = [f"{name}={value}" for name, value in (("data.shards", shards), ("run.out", out)) if value is not None]
+    try:
+        settings = load_config(config, [*overrides, *named])
+        runtime = start_runtime()
+        set_up_logging(quiet=not runtime.is_first)
+        pretrain(settings, runtime)
+    except FirstRankFailedError:
+        sys.exit(1)
+    except MrmStreamError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Draws to batches: the transform that a loader runs ahead of the model. Stream, decode and model meet here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mrm_stream.config import DataConfig, MethodConfig
+from mrm_stream.decode.crops import Crops, central_crops, random_crops
+from mrm_stream.decode.decoder import make_decoder
+from mrm_stream.decode.jpeg import jpeg_sizes
+from mrm_stream.decode.pair import make_lr_hr_pair, normalise
+from mrm_stream.model.masking import mask_tokens, pad_reports, patch_noise
+from mrm_stream.packing.tokenizer import continuation_table, load_tokenizer
+from mrm_stream.records import Batch
+from mrm_stream.stream.loader import Draw
+
+
+class BatchMaker:
+    """Decodes, crops and masks; everything random is keyed by seed, epoch and sample.
+
+    Args:
+        data: What is cut from each radiograph and report.
+        method: How much is hidden.
+        patches: Patches of a low-resolution image.
+        tokenizer: File of the set's tokenizer: tells which tokens continue a word.
+        seed: Of the run.
+        device: Where batches are wanted.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        method: MethodConfig,
+        *,
+        patches: int,
+        tokenizer: Path,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._data, self._method = data, method
+        self._patches, self._seed, self._device = patches, seed, device
+        self._is_continuation_V = continuation_table(load_tokenizer(tokenizer))
+        self._decoder = make_decoder(data.backend, size=data.hr_size, threads=data.threads, device=device)
+
+    def __call__(self, draws: Sequence[Draw]) -> Batch:
+        """Return a training batch: a random crop, perhaps flipped, of each sample.
+
+        Raises:
+            DamagedSamplesError: Some radiographs cannot be decoded.
+        """
+        epochs_B, indexes_B, sizes_B2 = self._identities(draws)
+        crops = random_crops(
+            sizes_B2,
+            epochs_B,
+            indexes_B,
+            seed=self._seed,
+            area=self._data.crop_area,
+            ratio=self._data.crop_ratio,
+            flip=self._data.flip,
+        )
+        return self._batch(draws, epochs_B, indexes_B, crops)
+
+    def whole(self, draws: Sequence[Draw]) -> Batch:
+        """Return the same without augmentation: the central square of each radiograph; masks are drawn as ever."""
+        epochs_B, indexes_B, sizes_B2 = self._identities(draws)
+        return self._batch(draws, epochs_B, indexes_B, central_crops(sizes_B2))
+
+    def close(self) -> None:
+        """Stop the decoder's threads."""
+        self._decoder.close()
+
+    def _identities(self, draws: Sequence[Draw]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+        epochs_B = np.array([draw.epoch for draw in draws], np.int64)
+        indexes_B = np.array([draw.sample.index for draw in draws], np.int64)
+        return epochs_B, indexes_B, jpeg_sizes([draw.sample.jpeg for draw in draws])
+
+    def _batch(
+        self, draws: Sequence[Draw], epochs_B: NDArray[np.int64], indexes_B: NDArray[np.int64], crops: Crops
+    ) -> Batch:
+        image_BCHW = self._decoder.decode([draw.sample.jpeg for draw in draws], crops)
+        image_lr_BCHW, image_hr_BCHW = make_lr_hr_pair(
+            normalise(image_BCHW, self._data.mean, self._data.std),
+            lr_size=self._data.lr_size,
+            antialias=self._data.antialias,
+        )
+        token_ids_BL = pad_reports([draw.sample.token_ids for draw in draws], self._data.report_length)
+        token_is_masked_BL = mask_tokens(
+            token_ids_BL,
+            seed=self._seed,
+            epochs_B=epochs_B,
+            indexes_B=indexes_B,
+            ratio=self._method.report_mask_ratio,
+            mode=self._method.token_masking,
+            is_continuation_V=self._is_continuation_V,
+        )
+        return Batch(
+            image_hr_BCHW=image_hr_BCHW,
+            image_lr_BCHW=image_lr_BCHW,
+            patch_noise_BN=self._to_device(patch_noise(self._seed, epochs_B, indexes_B, self._patches)),
+            token_ids_BL=self._to_device(token_ids_BL),
+            token_is_masked_BL=self._to_device(token_is_masked_BL),
+        )
+
+    def _to_device(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)

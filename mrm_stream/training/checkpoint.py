@@ -1,0 +1,149 @@
+"""Checkpoints that are either whole or not there, and that any number of ranks can take up.
+
+    RUN/checkpoints/step-00001000/
+        model.safetensors      every parameter, float32
+        moments.safetensors    Adam's two moments of each, and its step
+        state.json             step, order, counters, and the SHA-256 of the other two
+
+A checkpoint is written under a temporary name, synced, and renamed: a directory named `step-…` is complete, so the
+newest one needs no pointer that could be wrong. One that the disk has damaged since is passed over, with a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mrm_stream.errors import CheckpointError
+from mrm_stream.packing.publish import sha256_of, sync_folder
+
+FORMAT, VERSION = "mrm-stream-checkpoint", 1
+_MODEL, _MOMENTS, _STATE = "model.safetensors", "moments.safetensors", "state.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole; the tensors are still on disk."""
+
+    directory: Path
+    state: dict[str, Any]
+    """What `save_checkpoint` was given, `step` among it."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return every parameter by its name, float32, on the CPU."""
+        return load_file(self.directory / _MODEL)
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return Adam's state, as `Engine.full_moments` names it."""
+        return load_file(self.directory / _MOMENTS)
+
+
+def save_checkpoint(
+    run: Path, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Publish a checkpoint below `run`, and remove all but the newest `keep`.
+
+    Args:
+        run: The run's directory.
+        parameters: Whole, by name.
+        moments: Whole, by name.
+        state: JSON; must hold "step".
+        keep: Checkpoints to leave, at least 1.
+
+    Raises:
+        CheckpointError: It could not be written; the earlier checkpoints are as they were.
+    """
+    folder = run / "checkpoints"
+    final = folder / f"step-{state['step']:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*.tmp"):  # Of a run that was killed while it saved.
+            shutil.rmtree(left)
+        temporary.mkdir()
+        for name, tensors in ((_MODEL, parameters), (_MOMENTS, moments)):
+            save_file(dict(tensors), temporary / name)
+        sums = {name: sha256_of(temporary / name) for name in (_MODEL, _MOMENTS)}
+        content = {"format": FORMAT, "version": VERSION, **state, "sha256": sums}
+        (temporary / _STATE).write_text(json.dumps(content, indent=1))
+        for path in temporary.iterdir():
+            _sync_file(path)
+        sync_folder(temporary)
+        if final.exists():  # The step was saved before, by a run that is now continued from an earlier one.
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync_folder(folder)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot be written: {error}", where=final, remedy="Free some space; the run continues from the last one."
+        ) from error
+    return final
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """Return the newest checkpoint below `run` that is whole, or None where there are none at all.
+
+    Raises:
+        CheckpointError: There are some, and every one of them is damaged.
+    """
+    damaged = []
+    for directory in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            return open_checkpoint(directory)
+        except CheckpointError as error:
+            log.warning("passed over: %s", error)
+            damaged.append(directory.name)
+    if damaged:
+        raise CheckpointError(
+            f"all checkpoints are damaged: {', '.join(damaged)}",
+            where=run / "checkpoints",
+            remedy="Restore one from a backup, or start again in another directory.",
+        )
+    return None
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Check a checkpoint's files against their SHA-256, and return it.
+
+    Raises:
+        CheckpointError: A file is absent or damaged, or of another format or version.
+    """
+    try:
+        state = json.loads((directory / _STATE).read_text())
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise CheckpointError("is not a checkpoint of mrm_stream", where=directory / _STATE)
+        if state.get("version") != VERSION:
+            raise CheckpointError(
+                f"has version {state.get('version')!r}, not {VERSION}",
+                where=directory / _STATE,
+                remedy="Use the release that wrote it.",
+            )
+        for name in (_MODEL, _MOMENTS):
+            if sha256_of(directory / name) != state["sha256"][name]:
+                raise CheckpointError("is damaged: its SHA-256 is another", where=directory / name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=directory) from error
+    return Checkpoint(directory, state)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

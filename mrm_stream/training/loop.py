@@ -1,0 +1,264 @@
+"""A pre-training run, from an empty directory or from its newest checkpoint, to the saved encoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrm_stream.config import Config
+from mrm_stream.config_file import dump_config
+from mrm_stream.errors import CheckpointError, ShardError
+from mrm_stream.model.mrm import MaskedRecordModel
+from mrm_stream.model.weights import export_encoder, initialise
+from mrm_stream.packing.manifest import TOKENIZER
+from mrm_stream.packing.publish import sha256_of
+from mrm_stream.records import Batch
+from mrm_stream.runtime import Runtime, stop_on_signal
+from mrm_stream.stream.loader import Loader
+from mrm_stream.stream.reader import ShardSet
+from mrm_stream.training.batches import BatchMaker
+from mrm_stream.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, save_checkpoint
+from mrm_stream.training.engine import Engine, batch_sizes
+from mrm_stream.training.metrics import MetricsLog, Window
+from mrm_stream.training.ranks import Ranks
+from mrm_stream.training.run_directory import COMPLETE, ENCODER, prepare_run
+from mrm_stream.training.schedule import learning_rate, total_steps
+
+log = logging.getLogger(__name__)
+
+
+def make_model(config: Config, shards: ShardSet) -> MaskedRecordModel:
+    """Return a freshly initialised model for a data set; the same weights for the same seed."""
+    torch.manual_seed(config.seed)
+    vocabulary = shards.manifest.vocabulary
+    return MaskedRecordModel(config.model, config.method, config.data, vocabulary=vocabulary)
+
+
+def make_batches(config: Config, shards: ShardSet, device: torch.device) -> BatchMaker:
+    """Return the transform from a data set's samples to a model's batches.
+
+    Raises:
+        ShardError: The tokenizer beside the shards is not the one that they were packed with.
+    """
+    tokenizer = shards.directory / TOKENIZER
+    if not tokenizer.exists() or sha256_of(tokenizer) != shards.manifest.tokenizer_sha256:
+        raise ShardError(
+            "is not the tokenizer that these shards were packed with: their token ids would mean other words",
+            where=tokenizer,
+            remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
+        )
+    return BatchMaker(
+        config.data,
+        config.method,
+        patches=(config.data.lr_size // config.model.patch) ** 2,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor], where: Path) -> None:
+    """Copy a checkpoint's parameters into a model.
+
+    Raises:
+        CheckpointError: The two do not have the same parameters; the first that differs is named.
+    """
+    own = dict(model.named_parameters())
+    for name in sorted(own.keys() ^ parameters.keys()):
+        place = "the checkpoint" if name in parameters else "the model"
+        raise CheckpointError(
+            f"parameter {name} is only in {place}", where=where, remedy="Use the configuration it was trained with."
+        )
+    for name, parameter in own.items():
+        if parameter.shape != parameters[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(parameters[name].shape)}, the model's has {tuple(parameter.shape)}",
+                where=where,
+                remedy="Use the configuration, and the tokenizer, that it was trained with.",
+            )
+        parameter.data.copy_(parameters[name])
+
+
+class Pretraining:
+    """A run in progress on one rank: what the loop needs to step, log, save and stop."""
+
+    def __init__(self, config: Config, runtime: Runtime) -> None:
+        """Open the data, the model and the newest checkpoint; all ranks together.
+
+        Raises:
+            MrmStreamError: Whatever the user must mend before the run can begin.
+        """
+        self.config, self.runtime = config, runtime
+        self.out = Path(config.run.out)
+        batch_sizes(config.optim, runtime.world)  # Refused now, before anything slow.
+        self.ranks = Ranks(runtime)
+        self.shards = ShardSet.open(Path(config.data.shards), config.data.split)
+        self.steps = total_steps(len(self.shards), config.optim)
+        checkpoint = self._newest()
+        model = make_model(config, self.shards)
+        if checkpoint is not None:
+            load_parameters(model, checkpoint.parameters(), checkpoint.directory)
+        elif config.run.init:
+            initialise(model, Path(config.run.init))
+        self.engine = Engine(model, config, runtime)
+        self.batches = make_batches(config, self.shards, runtime.device)
+        self.loader: Loader[Batch] = Loader(
+            self.shards,
+            self.batches,
+            seed=config.seed,
+            batch_size=config.optim.batch_size,
+            rank=runtime.rank,
+            world=runtime.world,
+            window=config.data.window,
+            prefetch=config.data.prefetch,
+            max_bad_samples=config.data.max_bad_samples,
+        )
+        self.window = Window()
+        self.step = 0
+        if checkpoint is not None:
+            self._take_up(checkpoint)
+        self.metrics = MetricsLog(self.out, resumed_at=self.step) if runtime.is_first else None
+        self._clock, self._waited = time.perf_counter(), 0.0
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data set so far."""
+        return self.step * self.config.optim.batch_size / len(self.shards)
+
+    def train_step(self) -> None:
+        """Take the next batch and one optimizer step."""
+        batch = next(self.loader)
+        rate = learning_rate(self.epoch, self.config.optim)
+        self.window.add(self.engine.step(batch, step=self.step, learning_rate=rate))
+        self.step += 1
+
+    def report(self) -> None:
+        """Log the stretch since the last report.
+
+        Raises:
+            TrainingError: The loss is no longer a finite number.
+        """
+        now, waited = time.perf_counter(), self.loader.seconds_waited
+        steps, losses = self.window.steps, self.window.finite_means(self.step)
+        self.window.clear()
+        elapsed = now - self._clock
+        samples_per_s = steps * self.config.optim.batch_size / elapsed
+        values = {
+            "epoch": self.epoch,
+            **losses,
+            "learning_rate": learning_rate(self.epoch, self.config.optim),
+            "samples_per_s": samples_per_s,
+            "waiting_share": (waited - self._waited) / elapsed,
+            "bad_samples": len(self.loader.bad_samples),
+        }
+        self._clock, self._waited = now, waited
+        if self.metrics is None:
+            return
+        self.metrics.write(self.step, values)
+        left = timedelta(seconds=round((self.steps - self.step) * self.config.optim.batch_size / samples_per_s))
+        parts = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in losses.items())
+        log.info(
+            "step %d/%d, epoch %.1f: %s; %.1f samples/s, waiting %.0f %%, %s left",
+            self.step,
+            self.steps,
+            self.epoch,
+            parts,
+            samples_per_s,
+            100 * values["waiting_share"],
+            left,
+        )
+
+    def save(self) -> dict[str, Tensor]:
+        """Publish a checkpoint; return the whole parameters, on the first rank.
+
+        Raises:
+            TrainingError: The loss is no longer finite: such weights are not saved over good ones.
+        """
+        if self.window.steps:
+            self.window.finite_means(self.step)
+        parameters, moments = self.engine.full_parameters(), self.engine.full_moments()
+        windows = self.ranks.gather(self.window.state_dict())
+        loaders = self.ranks.gather(self.loader.state_dict())
+        bad = sorted({index for loader in loaders for index in loader["bad_samples"]})
+        state = {"step": self.step, "loader": {**loaders[0], "bad_samples": bad}, "windows": windows}
+
+        def publish() -> Path:
+            return save_checkpoint(self.out, parameters, moments, state, keep=self.config.run.keep)
+
+        saved = self.ranks.first(publish)
+        log.info("step %d: saved %s", self.step, saved)
+        return parameters
+
+    def finish(self, parameters: Mapping[str, Tensor]) -> None:
+        """Export the encoder and leave the mark of a complete run; on the first rank."""
+        # A model of its own: under ZeRO-3 the trained one is spread over the ranks.
+        model = make_model(self.config, self.shards)
+        load_parameters(model, parameters, self.out)
+        export_encoder(model, self.out / ENCODER, {"config": dump_config(self.config)})
+        (self.out / COMPLETE).write_text(json.dumps({"step": self.step, "encoder": ENCODER}) + "\n")
+        log.info("complete: the encoder is %s", self.out / ENCODER)
+
+    def close(self) -> None:
+        """Stop the threads and close the files."""
+        self.loader.close()
+        self.batches.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def _newest(self) -> Checkpoint | None:
+        def prepare() -> Path | None:
+            prepare_run(self.out, self.config)
+            newest = newest_checkpoint(self.out)
+            return newest.directory if newest is not None else None
+
+        # One rank chooses: ranks that each looked for themselves could continue from different steps.
+        directory = self.ranks.first(prepare)
+        return open_checkpoint(directory) if directory is not None else None
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        state: dict[str, Any] = checkpoint.state
+        self.engine.load_moments(checkpoint.moments())
+        self.loader.load_state_dict(state["loader"])
+        self.window.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)
+        self.step = state["step"]
+        log.info("continuing at step %d of %d, from %s", self.step, self.steps, checkpoint.directory)
+
+
+def pretrain(config: Config, runtime: Runtime) -> bool:
+    """Run to the end, or until a signal asks to stop; every rank calls it.
+
+    Returns:
+        Whether the run is complete. A run that was stopped has saved, and goes on when it is started again.
+
+    Raises:
+        MrmStreamError: What the user must mend; checkpoints saved so far are whole.
+    """
+    with stop_on_signal() as stop:
+        run = Pretraining(config, runtime)
+        try:
+            log.info("%d samples, %d steps on %d rank(s)", len(run.shards), run.steps, runtime.world)
+            saved_at, stopping, parameters = -1, False, {}
+            while run.step < run.steps and not stopping:
+                run.train_step()
+                if run.step % config.run.log_every == 0:
+                    run.report()
+                stopping = run.ranks.any(bool(stop))
+                if run.step % config.run.save_every == 0 or stopping:
+                    parameters, saved_at = run.save(), run.step
+            if run.step < run.steps:
+                log.warning("stopped at step %d of %d; start it again to continue", run.step, run.steps)
+                return False
+            if saved_at != run.step:
+                parameters = run.save()
+            run.ranks.first(lambda: run.finish(parameters))
+            return True
+        finally:
+            run.close()

@@ -1,0 +1,64 @@
+"""What the ranks of a run must agree on; every method is called by all of them at the same point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from mrm_stream.errors import MrmStreamError
+from mrm_stream.runtime import Runtime
+from mrm_stream.training.engine import connect
+
+T = TypeVar("T")
+
+
+class FirstRankFailedError(MrmStreamError):
+    """The first rank has met an error, and says so itself; the others end without repeating it."""
+
+
+class Ranks:
+    """The ranks of a run, connected.
+
+    Messages between them travel over the CPU, beside the gradients: asking whether to stop never waits for the GPU.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        """Join the others; returns when all have come."""
+        connect(runtime.device)
+        self._runtime = runtime
+        self._group: Any = dist.new_group(backend="gloo") if runtime.device.type == "cuda" else None
+
+    def first(self, action: Callable[[], T]) -> T:
+        """Run `action` on the first rank alone, and return its result on every rank.
+
+        Raises:
+            MrmStreamError: On the first rank, what `action` raised.
+            FirstRankFailedError: On the others, if it raised anything: none is left waiting.
+        """
+        box: list[T | FirstRankFailedError] = [FirstRankFailedError("the first rank has failed")]
+        if self._runtime.is_first:
+            try:
+                box[0] = action()
+            finally:
+                dist.broadcast_object_list(box, 0, group=self._group)
+        else:
+            dist.broadcast_object_list(box, 0, group=self._group)
+        result = box[0]
+        if isinstance(result, FirstRankFailedError):
+            raise result
+        return result
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        count = torch.tensor([int(flag)])
+        dist.all_reduce(count, group=self._group)
+        return bool(count.item() > 0)
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, in the order of the ranks."""
+        values: list[T] = [value] * self._runtime.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
