@@ -1,0 +1,74 @@
+"""Imports go one way, left to right as the data does; the heavy ones stay behind their one door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mrm_stream"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+GROUND = {"errors", "records", "randomness", "config", "config_file", "runtime", "progress"}
+ALLOWED = {
+    "sources": {"sources"},
+    "packing": {"packing", "sources"},
+    "stream": {"stream", "packing"},
+    "decode": {"decode", "packing"},
+    "model": {"model", "packing"},
+    "training": {"training", "stream", "decode", "model", "packing"},
+    "visual": {"visual", "training", "stream", "decode", "model", "packing"},
+    "cli": {"visual", "training", "packing", "sources"},
+    "train": {"training"},
+}
+DOORS = {"nvidia": "decode/dali.py", "deepspeed": "training/engine.py"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(path: Path) -> None:
+    allowed = GROUND | ALLOWED.get(part_of(path), set())
+    own = {name.split(".")[1] for name in imported(path) if name.startswith("mrm_stream.")}
+    assert own <= allowed, f"{part_of(path)} may not import {', '.join(sorted(own - allowed))}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_stay_behind_their_door(path: Path) -> None:
+    for package, door in DOORS.items():
+        if package in {name.split(".")[0] for name in imported(path)}:
+            # `training/launch.py` starts DeepSpeed's launcher as a command; it does not import it.
+            assert str(path.relative_to(PACKAGE)) == door
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_fits_on_a_few_screens(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_folder_says_what_it_does() -> None:
+    for folder in {path.parent for path in FILES}:
+        tree = ast.parse((folder / "__init__.py").read_text())
+        assert ast.get_docstring(tree)
+
+
+def test_packing_and_sources_do_not_load_torch() -> None:
+    """A packing worker would otherwise pay seconds and hundreds of megabytes for it."""
+    code = "import sys, mrm_stream.packing.pack, mrm_stream.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mrm_stream.config import Config
+from mrm_stream.config_file import dump_config, load_config
+from mrm_stream.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_gives_the_reference_recipe(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+def test_the_paper_recipe_is_a_set_of_defaults_that_a_setting_overrides(tmp_path: Path) -> None:
+    method = load_config(write(tmp_path, "recipe: paper\nmethod: {token_masking: word}")).method
+    assert (method.pixel_target, method.report_loss_over, method.token_masking) == ("pixels", "masked", "word")
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "optim: {batch_size: 64, epochs: 50}")
+    optim = load_config(path, ["optim.batch_size=32", "optim.betas=[0.8, 0.9]"]).optim
+    assert (optim.batch_size, optim.epochs, optim.betas) == (32, 50.0, (0.8, 0.9))
+
+
+def test_a_section_that_names_some_settings_keeps_the_defaults_of_its_place() -> None:
+    model = load_config(None, ["model.image_decoder.depth=2"]).model
+    assert (model.image_decoder.width, model.image_decoder.depth, model.image_encoder.depth) == (768, 2, 12)
+
+
+def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "optim: {base_lr: 1e-3}")).optim.base_lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim: {batchsize: 8}", "unknown setting optim.batchsize\n  Did you mean optim.batch_size?"),
+        ("model: {image_encoder: {widht: 8}}", "Did you mean model.image_encoder.width?"),
+        ("modle: {}", "Did you mean model?"),
+        ("data: {zzzzzz: 1}", "Known here: shards,"),
+        ("data: {threads: 1.5}", "data.threads must be a whole number, not 1.5"),
+        ("data: {threads: true}", "data.threads must be a whole number, not True"),
+        ("optim: {base_lr: fast}", "optim.base_lr must be a number, not 'fast'"),
+        ("optim: {base_lr: .nan}", "optim.base_lr must be a number"),
+        ("optim: {betas: [0.9]}", "optim.betas must be a list of 2 numbers"),
+        ("method: {pooling: average}", "method.pooling must be 'mean' or 'max', not 'average'"),
+        ("data: 3", "data is a section"),
+        ("- a", "must hold sections"),
+        ("data: [", "cannot be read as YAML"),
+        ("recipe: mine", "unknown recipe 'mine'\n  Choose one of: reference, paper."),
+        ("data: {hr_size: 449}", "data.hr_size must be a multiple of lr_size"),
+        ("model: {image_encoder: {heads: 5}}", "heads (5) must divide the width (768)"),
+        ("data: {report_length: 101}", "data.report_length is over model.report_decoder.positions (100)"),
+        ("method: {image_loss_weight: 0, report_loss_weight: 0}", "not both 0"),
+        ("optim: {warmup_epochs: 300}", "optim.warmup_epochs must be between 0 and epochs"),
+        ("engine: {zero_stage: 4}", "engine.zero_stage must be 0, 1, 2 or 3"),
+        ("seed: -1", "seed must be between"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("override", ["optim.batch_size", "=3", "seed.a=3", "seed=[", "optim.batch=8"])
+def test_a_wrong_override_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_dumped_configuration_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert load_config(write(tmp_path, dump_config(config))) == config

@@ -1,0 +1,102 @@
+"""Runs of the real script, as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).parents[2] / "mrm_stream" / "train.py"
+SETTINGS = """
+data: {hr_size: 64, lr_size: 32, report_length: 24, window: 2, threads: 1}
+model:
+  patch: 8
+  image_encoder: {width: 32, depth: 1, heads: 2}
+  image_decoder: {width: 32, depth: 1, heads: 2}
+  report_decoder: {width: 32, depth: 1, heads: 2, feed_forward: 32, dropout: 0.2}
+optim: {batch_size: 6, epochs: 4, warmup_epochs: 1, base_lr: 0.1}
+run: {log_every: 3, save_every: 8}
+"""
+STEPS = 24
+"""36 training samples x 4 epochs / 6."""
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def torchrun_command(arguments: list[str], *, ranks: int) -> list[str]:
+    """A command below torchrun, which starts faster than DeepSpeed's launcher."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+    return [*launcher, *arguments]
+
+
+def torchrun(arguments: list[str], *, ranks: int) -> subprocess.CompletedProcess[str]:
+    """Run a command on some ranks, to its end."""
+    command = torchrun_command(arguments, ranks=ranks)
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+
+
+@dataclass
+class Run:
+    """One directory, and the launches of `train.py` into it."""
+
+    out: Path
+    shards: Path
+    config: Path
+
+    def arguments(self, *overrides: str) -> list[str]:
+        """What follows the launcher."""
+        place = ["--config", str(self.config), "--shards", str(self.shards), "--out", str(self.out)]
+        return [str(SCRIPT), *place, *(word for override in overrides for word in ("--set", override))]
+
+    def launch(self, *overrides: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        return torchrun(self.arguments(*overrides), ranks=ranks)
+
+    def launch_and_signal(
+        self, number: signal.Signals, when: Callable[[], bool], *overrides: str, ranks: int = 2
+    ) -> int:
+        """Send a signal to every process of the run as soon as `when()`; return the exit status."""
+        process = subprocess.Popen(
+            torchrun_command(self.arguments(*overrides), ranks=ranks),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 240
+        while not when():
+            assert process.poll() is None, "the run ended before it was to be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, number)
+        return process.wait(timeout=120)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the log, without what depends on the clock."""
+        path = self.out / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [{k: v for k, v in line.items() if k not in ("samples_per_s", "waiting_share")} for line in lines]
+
+    def saved(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return (self.out / "checkpoints" / f"step-{step:08d}").exists()
+
+
+def new_run(folder: Path, shards: Path) -> Run:
+    """A run that has not begun, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    config = folder / "config.yaml"
+    config.write_text(SETTINGS)
+    return Run(folder / "run", shards, config)

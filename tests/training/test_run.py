@@ -1,0 +1,97 @@
+"""Whole runs as real processes on the CPU: ended, killed, stopped, continued."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.runs import STEPS, Run, new_run, torchrun
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.out / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def alone(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on two ranks that nothing disturbs."""
+    run = new_run(tmp_path_factory.mktemp("alone"), packed)
+    result = run.launch()
+    assert result.returncode == 0, result.stderr
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_everything_it_promises(alone: Run) -> None:
+    assert json.loads((alone.out / "complete.json").read_text())["step"] == STEPS
+    assert [line["step"] for line in alone.metrics()] == list(range(3, STEPS + 1, 3))
+    assert any((alone.out / "tensorboard").iterdir())
+    assert (alone.out / "encoder.safetensors").exists()
+    first, *_, last = alone.metrics()
+    assert last["report_loss"] < 0.95 * first["report_loss"]
+    assert last["image_loss"] < first["image_loss"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_continued_is_bit_identical_to_one_left_alone(alone: Run, run: Run) -> None:
+    run.launch_and_signal(signal.SIGKILL, lambda: run.saved(8))
+    assert not (run.out / "complete.json").exists()
+    result = run.launch()
+    assert result.returncode == 0, result.stderr
+    assert "continuing at step" in result.stderr
+    assert run.metrics() == alone.metrics()
+    assert same(weights(run), weights(alone))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_saves_first_and_loses_nothing(alone: Run, run: Run) -> None:
+    run.launch_and_signal(signal.SIGTERM, lambda: bool(run.metrics()), "run.save_every=1000")
+    # Nothing but the request to stop can have saved: a thousand steps are more than there are.
+    saved = [int(path.name.removeprefix("step-")) for path in (run.out / "checkpoints").glob("step-*")]
+    assert len(saved) == 1
+    assert 3 <= saved[0] < STEPS
+    result = run.launch()
+    assert f"continuing at step {saved[0]} " in result.stderr
+    assert run.metrics() == alone.metrics()
+    assert same(weights(run), weights(alone))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(packed: Path, tmp_path: Path) -> None:
+    """Other ranks add up the same gradients in another order, so the losses agree closely, not exactly."""
+    exact = ("engine.precision=fp32", "model.report_decoder.dropout=0.0")
+    one, moved = new_run(tmp_path / "one", packed), new_run(tmp_path / "moved", packed)
+    assert one.launch(*exact, "engine.zero_stage=0", ranks=1).returncode == 0
+    moved.launch_and_signal(signal.SIGKILL, lambda: moved.saved(8), *exact, "engine.zero_stage=2")
+    result = moved.launch(*exact, "engine.zero_stage=0", ranks=1)
+    assert result.returncode == 0, result.stderr
+    for line, other in zip(moved.metrics(), one.metrics(), strict=True):
+        # A mean over masked tokens is taken on each rank, which have different numbers of them.
+        assert line.pop("report_loss_masked") == pytest.approx(other.pop("report_loss_masked"), rel=1e-2)
+        assert line == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_every_zero_stage_takes_up_its_own_state_bit_for_bit() -> None:
+    result = torchrun([str(Path(__file__).with_name("zero_stages.py"))], ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.split()) == [
+        f"stage-{stage}-rank-{rank}-same" for stage in range(4) for rank in range(2)
+    ]
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused_in_words(run: Run) -> None:
+    result = run.launch("optim.batch_size=7", ranks=2)
+    assert result.returncode != 0
+    assert "optim.batch_size: 2 ranks do not divide a batch of 7 samples" in result.stderr
+    assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
+    assert not run.out.exists()

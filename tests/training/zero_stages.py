@@ -1,0 +1,61 @@
+"""Run below torchrun: train, take the state out, put it into a new engine, train both on; every ZeRO stage."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mrm_stream.config_file import load_config
+from mrm_stream.records import Batch
+from mrm_stream.runtime import start_runtime
+from mrm_stream.training.engine import Engine
+from mrm_stream.training.ranks import Ranks
+
+
+class Odd(nn.Module):
+    """Tensors of sizes that two ranks do not divide, one of them never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(16, 63), nn.LayerNorm(63), nn.Dropout(0.1), nn.Linear(63, 16))
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        restored_BD = self.layers(batch.patch_noise_BN + self.token[0])
+        return {"loss": ((restored_BD.float() - batch.patch_noise_BN) ** 2).mean()}
+
+
+def main() -> None:
+    runtime = start_runtime()
+    torch.set_num_threads(1)
+    Ranks(runtime)
+
+    def losses(engine: Engine, steps: range) -> list[float]:
+        found = []
+        for step in steps:
+            noise_BN = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))[runtime.rank :: runtime.world]
+            batch = Batch(noise_BN, noise_BN, noise_BN, noise_BN.long(), noise_BN.bool())
+            found.append(float(engine.step(batch, step=step, learning_rate=1e-3 * (step + 1))["loss"]))
+        return found
+
+    for stage in range(4):
+        settings = ["optim.batch_size=8", "optim.micro_batch_size=2", f"engine.zero_stage={stage}"]
+        config = load_config(None, settings)
+        torch.manual_seed(0)
+        engine = Engine(Odd(), config, runtime)
+        losses(engine, range(3))
+        box = [engine.full_parameters(), engine.full_moments()]
+        expected = losses(engine, range(3, 7))
+        dist.broadcast_object_list(box, 0)
+        parameters, moments = box
+        model = Odd()
+        model.load_state_dict(parameters)
+        continued = Engine(model, config, runtime)
+        continued.load_moments(moments)
+        same = losses(continued, range(3, 7)) == expected
+        print(f"stage-{stage}-rank-{runtime.rank}-{'same' if same else 'other'}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
