@@ -61,14 +61,21 @@ def phantom(out: Path, count: int, size: int, seed: int, workers: int | None) ->
     from mrm_stream.sources.phantom.tree import write_phantom_tree
 
     _start()
+    written = 0
     with progress("phantom", "radiographs") as advance:
+
+        def show(more: int) -> None:
+            nonlocal written
+            written += more
+            advance(written, count, "")
+
         write_phantom_tree(
             out,
             count,
             seed=seed,
             size=size,
             workers=workers or _cores(),
-            progress=lambda done: advance(done, count, ""),
+            progress=show,
         )
     click.echo(f"{count} radiographs with reports, labels and masks: {out}")
     click.echo(f"Next: mrm-stream shard --src mimic --root {out} --out shards/phantom")
