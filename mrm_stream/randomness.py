@@ -69,7 +69,7 @@ def words(seed: int, epoch: ArrayLike, sample: ArrayLike, purpose: Purpose, coun
     counter[..., 1] = epochs[..., None]
     counter[..., 2] = samples[..., None] & _MASK32
     counter[..., 3] = samples[..., None] >> np.uint64(32)
-    return _philox(counter, seed).reshape(*samples.shape, -1)[..., :count]
+    return _philox(counter, seed).reshape(*samples.shape, 4 * len(blocks))[..., :count]
 
 
 def uniform(seed: int, epoch: ArrayLike, sample: ArrayLike, purpose: Purpose, count: int) -> NDArray[np.float32]:

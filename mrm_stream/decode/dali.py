@@ -1,0 +1,146 @@
+"""Decodes with NVIDIA DALI: on the GPU where there is one, else by its CPU operators. No other module imports DALI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from mrm_stream.decode.cpu import TurboJpegDecoder
+from mrm_stream.decode.crops import Crops
+from mrm_stream.decode.jpeg import jpeg_sizes
+from mrm_stream.errors import ConfigError, MrmStreamError
+
+
+class DaliDecoder:
+    """A DALI pipeline that decodes only the window, resizes and mirrors it; GPU and CPU differ in device names alone.
+
+    One sample that it cannot decode ends a DALI pipeline: then libjpeg-turbo decodes the batch again to find every
+    culprit, and the next call builds a new pipeline.
+
+    DALI is more lenient than libjpeg-turbo as used here: it fills with grey, and in silence, where compressed data are
+    missing or overwritten but the end marker is there. JPEGs that were cut short are refused before it sees them; for
+    damage inside, rely on the shards' checksums.
+
+    Args:
+        size: Side of the output in pixels.
+        threads: CPU threads of the pipeline.
+        device: cpu, or the GPU that decodes.
+
+    Raises:
+        ConfigError: DALI is not installed.
+    """
+
+    def __init__(self, *, size: int, threads: int, device: torch.device) -> None:
+        self._dali = _import_dali()
+        self._size = size
+        self._threads = threads
+        self._device = device
+        self._pipeline: Any = None
+        self._capacity = 0
+
+    def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
+        """Return the windows, resized; see `Decoder.decode`.
+
+        Against torchvision's crop, bicubic resize and flip of the same window of the PIL image, on 20 radiographs x 4
+        windows, DALI on the CPU: a mean difference of 0.16 grey levels, 99.9 % within 1, at most 18. It is PIL's
+        rounding and clipping to 8 bits between its two passes, which DALI does without: against the same filter in
+        float32 the mean is 0.0015. Not measured on a GPU.
+
+        Raises:
+            DamagedSamplesError: Some cannot be decoded.
+            MrmStreamError: DALI failed for another reason.
+            ValueError: A window leaves its image.
+        """
+        if not crops.fit(jpeg_sizes(jpegs)):  # DALI would crash the process.
+            raise ValueError("a window leaves its image")
+        if not jpegs:
+            return torch.empty((0, 1, self._size, self._size), dtype=torch.uint8, device=self._device)
+        try:
+            image_BHWC = self._run(jpegs, crops)
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+            self.close()
+            self._raise_culprits(jpegs, crops, error)
+        return image_BHWC.reshape(len(jpegs), 1, self._size, self._size)
+
+    def close(self) -> None:
+        """Release the pipeline."""
+        self._pipeline = None
+
+    def _run(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
+        if self._pipeline is None or len(jpegs) > self._capacity:
+            self._capacity = max(len(jpegs), self._capacity)
+            self._pipeline = self._build(self._capacity)
+        fed = [
+            [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs],
+            np.stack([crops.top, crops.left], axis=1),
+            np.stack([crops.height, crops.width], axis=1),
+            crops.flip.astype(np.int32),
+        ]
+        for name, data in zip(("jpeg", "start", "shape", "flip"), fed, strict=True):
+            self._pipeline.feed_input(name, data)
+        # Without a stream, as in DALI's own PyTorch iterator: this waits until the outputs are there, so the JPEGs,
+        # which are not copied, may go. In DALI's source `run(stream)` drops the order of a stream that comes as a
+        # pointer, and the memory could then be used anew while a kernel of the consumer still reads it.
+        (output,) = self._pipeline.run()
+        # No copy: DALI's default executor gives each run a buffer of its own, which lives as long as the tensor.
+        return from_dlpack(output.as_tensor())
+
+    def _build(self, capacity: int) -> Any:
+        pipeline_class, fn, types = self._dali
+        on_gpu = self._device.type == "cuda"
+        device_id = torch.cuda.device(self._device).idx if on_gpu else None
+        # Depth 1: a batch is asked for when it is wanted, and the loader prefetches.
+        pipeline = pipeline_class(
+            batch_size=capacity, num_threads=self._threads, device_id=device_id, prefetch_queue_depth=1
+        )
+        with pipeline:
+            jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1, no_copy=True)
+            start = fn.external_source(name="start", dtype=types.INT32, ndim=1, no_copy=True)
+            shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1, no_copy=True)
+            flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0, no_copy=True)
+            image = fn.decoders.image_slice(
+                jpeg,
+                start=start,
+                shape=shape,
+                axis_names="HW",
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.GRAY,
+                # The other backend, as most, takes no notice of EXIF.
+                adjust_orientation=False,
+                # Ties no thread to a core: the ranks of a machine share its cores.
+                affine=False,
+            )
+            image = fn.resize(image, size=[self._size, self._size], interp_type=types.INTERP_CUBIC, antialias=True)
+            pipeline.set_outputs(fn.flip(image, horizontal=flip))
+        pipeline.build()
+        return pipeline
+
+    def _raise_culprits(self, jpegs: Sequence[bytes | memoryview], crops: Crops, error: Exception) -> NoReturn:
+        strict = TurboJpegDecoder(size=self._size, threads=self._threads, device=torch.device("cpu"))
+        try:
+            strict.decode(jpegs, crops)
+        finally:
+            strict.close()
+        raise MrmStreamError(
+            f"DALI failed, on JPEGs that libjpeg-turbo decodes: {str(error)[:500]}",
+            where="data.backend",
+            remedy="Set data.backend to turbojpeg, or mend DALI's installation.",
+        ) from error
+
+
+def _import_dali() -> tuple[Any, Any, Any]:
+    try:
+        from nvidia.dali import fn, types
+        from nvidia.dali.pipeline import Pipeline
+    except ImportError as error:
+        raise ConfigError(
+            f"DALI cannot be imported: {error}",
+            where="data.backend",
+            remedy="Install nvidia-dali-cuda130, or set data.backend to turbojpeg.",
+        ) from error
+    return Pipeline, fn, types
