@@ -1,0 +1,136 @@
+"""What a packing job keeps while it runs, in `OUT/.packing/`, so that an interrupted one goes on where it stopped.
+
+    lock          held by the one process that packs into OUT
+    job.json      fingerprint of the job: other options or other records are another job
+    NAME.json     written after the files it speaks of are published: one a shard, and one for tokenizer and dictionary
+    .*.tmp        unfinished files
+
+The folder is removed when the manifest stands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrm_stream.errors import ShardError
+from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
+from mrm_stream.packing.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sync_folder
+from mrm_stream.packing.shard import canonical_json
+
+FOLDER = ".packing"
+_JOB = "job.json"
+_LOCK = "lock"
+_OUR_FILES = {FOLDER, MANIFEST, TOKENIZER, DICTIONARY, QUARANTINE}
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The notes of one packing job; small enough to be sent to worker processes."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where notes and unfinished files lie."""
+        return self.out / FOLDER
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job was interrupted so late that its manifest stands."""
+        return (self.out / MANIFEST).exists()
+
+    def note(self, name: str, content: Any) -> None:
+        """Keep `content` (JSON) under a name, for good."""
+        publish_bytes(self.folder / f"{name}.json", canonical_json(content))
+
+    def recall(self, name: str) -> Any:
+        """Return what was kept under a name, or None."""
+        try:
+            return json.loads((self.folder / f"{name}.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def sweep(self) -> None:
+        """Remove unfinished files."""
+        for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the journal, the job's fingerprint last: interrupted here, the same job still knows its set."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _JOB):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        sync_folder(self.out)
+
+    def discard(self) -> None:
+        """Remove everything that the job wrote; the directory itself stays."""
+        for path in self.out.iterdir():
+            if _is_ours(path.name) and path.name != FOLDER:
+                path.unlink()
+        self.close()
+
+
+@contextmanager
+def open_journal(out: Path, fingerprint: str) -> Iterator[Journal]:
+    """Begin or take up the job with this fingerprint in the directory `out`, and keep every other process from it.
+
+    Raises:
+        ShardError: `out` holds a finished set, another job's leftovers, or files that are not ours; another process is
+            packing there; or it cannot be written to.
+    """
+    _check_vacant(out)
+    journal = Journal(out)
+    make_private_folder(out)
+    make_private_folder(journal.folder)
+    with (journal.folder / _LOCK).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ShardError("another process is packing into this directory", where=out) from error
+        _check_job(journal, fingerprint)
+        journal.sweep()
+        try:
+            yield journal
+        finally:
+            journal.sweep()
+
+
+def _is_ours(name: str) -> bool:
+    return name in _OUR_FILES or SHARD_NAME.fullmatch(Path(name).with_suffix(".tar").name) is not None
+
+
+def _check_vacant(out: Path) -> None:
+    try:
+        names = {path.name for path in out.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise ShardError("is not a directory", where=out, remedy="Choose another directory.") from error
+    if FOLDER not in names and MANIFEST in names:
+        raise ShardError(
+            "already holds shards", where=out, remedy="Choose another directory, or remove this one to pack it anew."
+        )
+    foreign = sorted(name for name in names if not _is_ours(name)) if FOLDER in names else sorted(names)
+    if foreign:
+        raise ShardError(
+            f"holds other files, such as {foreign[0]!r}", where=out, remedy="Choose a new or empty directory."
+        )
+
+
+def _check_job(journal: Journal, fingerprint: str) -> None:
+    begun = journal.recall(Path(_JOB).stem)
+    if begun is None:
+        journal.note(Path(_JOB).stem, fingerprint)
+    elif begun != fingerprint:
+        raise ShardError(
+            "holds the beginning of another packing job (other options, other records or other library versions)",
+            where=journal.out,
+            remedy="Run that one again to finish it, or remove the directory.",
+        )

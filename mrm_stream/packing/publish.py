@@ -1,0 +1,116 @@
+"""Files that are either whole or not there: written under a temporary name, synced, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mrm_stream.errors import ShardError
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+TEMPORARY_SUFFIX = ".tmp"
+
+
+class HashingFile:
+    """A file being written, and what has gone into it so far."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Append `data`; raise ShardError where the disk takes no more."""
+        # No buffer of Python's: what it could not write it would try again when closed, and raise from there.
+        remaining = memoryview(data)
+        with _naming(self._path):
+            while remaining:
+                remaining = remaining[os.write(self._descriptor, remaining) :]
+        self._digest.update(data)
+        self.size += len(data)
+
+    def sha256(self) -> str:
+        """Return the digest of what was written, as hexadecimal digits."""
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what the operating system says against a write into an error that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"cannot be written: {error.strerror or type(error).__name__}",
+            where=path,
+            remedy="Free some space, or choose a directory that you may write to; then run the same command again.",
+        ) from error
+
+
+@contextmanager
+def publishing(path: Path, *, staging: Path | None = None) -> Iterator[HashingFile]:
+    """Write a file that appears at `path` only when the block ends without an exception.
+
+    Args:
+        path: Where it will be; what lies there is replaced.
+        staging: Folder of the temporary file, on the same file system; by default the folder of `path`.
+
+    Raises:
+        ShardError: The disk is full, or the place cannot be written to. Nothing is left behind.
+    """
+    # The process's number keeps apart two writers of one file, should a worker outlive its parent for a moment.
+    temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}"
+    with _naming(path):
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    try:
+        try:
+            yield HashingFile(descriptor, path)
+            with _naming(path):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with _naming(path):
+            temporary.rename(path)
+            sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish_bytes(path: Path, data: bytes, *, staging: Path | None = None) -> str:
+    """Publish a small file and return its SHA-256; see `publishing`."""
+    with publishing(path, staging=staging) as file:
+        file.write(data)
+    return file.sha256()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_private_folder(path: Path) -> None:
+    """Create `path`, and its parents, so that only its owner can look inside; one that is there is closed too.
+
+    Raises:
+        ShardError: It cannot be created, or is not a folder.
+    """
+    with _naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(FOLDER_MODE)

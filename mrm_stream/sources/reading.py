@@ -1,0 +1,144 @@
+"""Reads the image and the report of one record: bounded in size, and never from outside the source's root.
+
+What a `RecordError` says (its `what`) is one of a small fixed set of clauses, so that rejected records can be counted
+by reason; the file is in its `where`.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import stat
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from mrm_stream.errors import RecordError, SourceError
+from mrm_stream.records import Record
+
+IMAGE_LIMIT = 256 << 20
+"""Bytes in an image's file."""
+
+REPORT_LIMIT = 1 << 20
+"""Bytes in a report."""
+
+# What zipfile lets through from a damaged archive (found by flipping bits, see the tests).
+_ZIP_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def read_image(root: Path, record: Record) -> bytes:
+    """Return the image's file as it is, still encoded, at most 256 MiB.
+
+    Raises:
+        RecordError: The file is missing, empty, too large, no regular file, or outside the root.
+    """
+    return _read_file(root, record.image_path, IMAGE_LIMIT, "image")
+
+
+def read_report(root: Path, record: Record) -> str:
+    """Return the report as it stands, at most 1 MiB; it holds more than white space.
+
+    Text that is not UTF-8 is refused rather than read as another encoding: a wrong guess would put noise among the
+    tokens that nobody ever sees, a refusal is counted.
+
+    Raises:
+        RecordError: The report is missing, empty, too long, not text, or outside the root.
+        SourceError: The zip that should hold the reports is none.
+    """
+    if record.report_text is not None:
+        where = f"report of {record.key}"
+        encoded = record.report_text.encode(errors="surrogatepass")
+    elif record.report_path is not None:
+        where = str(root / record.report_path)
+        archive, is_member, member = record.report_path.partition("::")
+        encoded = (
+            _read_member(root, archive, member)
+            if is_member
+            else _read_file(root, record.report_path, REPORT_LIMIT, "report")
+        )
+    else:
+        raise RecordError("the report is missing", where=f"report of {record.key}")
+    if len(encoded) > REPORT_LIMIT:
+        raise RecordError("the report is too large", where=where)
+    try:
+        text = encoded.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise RecordError("the report is not UTF-8", where=where) from None
+    if "\0" in text:
+        raise RecordError("the report holds NUL characters", where=where)
+    if not text.strip():
+        raise RecordError("the report is empty", where=where)
+    return text
+
+
+def _read_file(root: Path, path: str, limit: int, noun: str) -> bytes:
+    """Return a file below the root; `noun` says in errors what it should have been."""
+    where = str(root / path)
+    try:
+        resolved = _resolve_below(root, path)
+        with open(resolved, "rb", opener=_open_plainly) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise RecordError(f"the {noun} is not a regular file", where=where)
+            # The size is checked before memory is taken, and again on what came: a file can grow in between.
+            content = file.read(limit + 1) if status.st_size <= limit else None
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecordError(f"the {noun} is missing", where=where) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RecordError(f"the {noun} cannot be read", where=where, remedy=str(error)) from error
+    if content is None or len(content) > limit:
+        raise RecordError(f"the {noun} is too large", where=where, remedy=f"At most {limit:,} bytes are read.")
+    if not content:
+        raise RecordError(f"the {noun} is empty", where=where)
+    return content
+
+
+def _resolve_below(root: Path, path: str) -> Path:
+    """Return the file itself, every link followed; the root may be a link, but none below it may lead out."""
+    resolved = (root / path).resolve(strict=True)
+    if not resolved.is_relative_to(root.resolve()):
+        raise RecordError(
+            "the path leads out of the root",
+            where=str(root / path),
+            remedy="Links below the root may not leave it: give the directory that they lead to as root.",
+        )
+    return resolved
+
+
+def _open_plainly(path: str, flags: int) -> int:
+    # The path is resolved: if its end is a link now, someone swapped it. A pipe must not block the packing.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _read_member(root: Path, archive: str, member: str) -> bytes:
+    where = f"{root / archive}::{member}"
+    try:
+        path = _resolve_below(root, archive)
+    except FileNotFoundError:
+        raise SourceError("the zip of the reports is missing", where=root / archive) from None
+    reports = _open_zip(path, os.getpid())
+    try:
+        with reports.open(member) as file:
+            return file.read(REPORT_LIMIT + 1)
+    except KeyError:
+        raise RecordError("the report is missing", where=where) from None
+    except _ZIP_FAULTS as error:
+        raise RecordError("the report cannot be read", where=where, remedy=str(error)) from error
+
+
+@lru_cache(maxsize=2)
+def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+    """Return an open zip, one a process: forked processes would move each other's place in the file."""
+    try:
+        return zipfile.ZipFile(path)
+    except _ZIP_FAULTS as error:
+        raise SourceError(f"this is no readable zip ({error})", where=path, remedy="Fetch it again.") from error

@@ -1,0 +1,150 @@
+"""Reads CSV tables that may be damaged or hostile, and names records after the files that the tables list."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import hashlib
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TextIO
+
+from mrm_stream.errors import SourceError
+
+CELL_LIMIT = 1 << 20
+"""Characters in one cell; the longest reports have some ten thousand."""
+
+LINE_LIMIT = 4 << 20
+"""Characters in one line: a compressed table can unpack to a line that fills the memory."""
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""What a record's key must match as a whole."""
+
+
+def find_table(root: Path, name: str) -> Path:
+    """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, which is looked for first.
+
+    Raises:
+        SourceError: The root has neither.
+    """
+    for candidate in (root / f"{name}.gz", root / name):
+        if candidate.is_file():
+            return candidate
+    raise SourceError(
+        f"there is neither {name}.gz nor {name}", where=root, remedy="Give the directory that holds this table as root."
+    )
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield each row of a UTF-8 table as (line it starts on, cells of `columns` in that order).
+
+    Lines count from 1, the header's; blank lines are passed over; space around the header's names is ignored.
+
+    Args:
+        path: Comma-separated, quoted as in RFC 4180; compressed where the name ends in `.gz`.
+        columns: Names that the header must have once each; it may have others.
+
+    Raises:
+        SourceError: The table is absent or cannot be read, lacks a column (the nearest present one is named), or has a
+            row of another length than the header, or a cell or line over the limits.
+    """
+    # Process-wide, as the csv module has it: without it a limit that another library raised would stand.
+    csv.field_size_limit(CELL_LIMIT)
+    try:
+        with _open_text(path) as file:
+            reader = csv.reader(_bounded_lines(file, path), strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            places = [_find_column(header, column, columns, path) for column in columns]
+            line = reader.line_num + 1
+            for cells in reader:
+                if len(cells) == len(header):
+                    yield line, tuple([cells[place] for place in places])
+                elif cells:
+                    raise SourceError(
+                        f"the row has {len(cells)} cells, the header has {len(header)}",
+                        where=f"{path}, line {line}",
+                        remedy="Quote cells that hold commas, quotes or line ends.",
+                    )
+                line = reader.line_num + 1
+    except FileNotFoundError:
+        raise SourceError("the table does not exist", where=path, remedy="Check the root that you gave.") from None
+    except UnicodeDecodeError:
+        raise SourceError("the table is not UTF-8", where=path, remedy="Save it as UTF-8.") from None
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise SourceError(
+            f"the table cannot be read ({error})", where=path, remedy="It may be damaged or cut short: fetch it again."
+        ) from error
+
+
+def claim(lines: dict[str, int], key: str, line: int, path: Path) -> None:
+    """Note that `key` stands on `line`; `lines` maps the keys seen so far to theirs.
+
+    Raises:
+        SourceError: The key was seen before; both lines are named.
+    """
+    first = lines.setdefault(key, line)
+    if first != line:
+        raise SourceError(
+            f"key appears twice: {key!r} on lines {first} and {line}", where=path, remedy="Remove one of the rows."
+        )
+
+
+def keys_from_paths(paths: Sequence[str]) -> list[str]:
+    """Return a key for each of these distinct paths: the file's stem where that is a valid key and no other has it.
+
+    Else it is what can be kept of the stem and 64 bits of the path's SHA-256. A key depends on its own path and on
+    whether another file has the same stem, never on the order of the rows. (32 bits would not do: in sets that call
+    their 200,000 files `view1_frontal.jpg`, some five pairs would clash.)
+
+    Example:
+        >>> keys_from_paths(["images/a-1.png", "images/b 2.png"])
+        ['a-1', 'b_2-57e05962d644279a']
+    """
+    stems = [PurePosixPath(path).stem for path in paths]
+    uses = Counter(stems)
+    return [
+        stem if uses[stem] == 1 and KEY_PATTERN.fullmatch(stem) else _hashed_key(stem, path)
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+
+
+def _hashed_key(stem: str, path: str) -> str:
+    kept = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:63]
+    return f"{kept}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
+    number = 1
+    while line := file.readline(LINE_LIMIT + 1):
+        if len(line) > LINE_LIMIT:
+            raise SourceError(
+                f"the line is longer than {LINE_LIMIT:,} characters",
+                where=f"{path}, line {number}",
+                remedy="This is no table of radiographs: check the file.",
+            )
+        yield line
+        number += 1
+
+
+def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: Path) -> int:
+    """Return the place of a column in the header; `columns` are all that are needed, for the message."""
+    if header.count(column) == 1:
+        return header.index(column)
+    if column in header:
+        raise SourceError(f"column {column!r} appears twice", where=path, remedy="Remove or rename one of them.")
+    by_lower_case = {name.lower(): name for name in header}
+    nearest = difflib.get_close_matches(column.lower(), by_lower_case, n=1, cutoff=0.0)
+    hint = f" The nearest one present is {by_lower_case[nearest[0]][:80]!r}." if nearest else ""
+    raise SourceError(
+        f"column {column!r} is missing", where=path, remedy=f"Expected the columns {', '.join(columns)}.{hint}"
+    )

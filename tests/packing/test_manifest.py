@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrm_stream.errors import ShardError
+from mrm_stream.packing.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from mrm_stream.packing.shard import ShardEntry
+
+
+def make_manifest() -> Manifest:
+    shards = tuple(ShardEntry(f"train-{n:05d}.tar", 5 + n, 10240, f"{n:064x}", "a" * 64) for n in range(2))
+    return Manifest(
+        source="mimic",
+        seed=7,
+        short_side=1024,
+        jpeg_quality=95,
+        samples_per_shard=6,
+        vocabulary=400,
+        tokenizer_sha256="b" * 64,
+        dictionary_sha256="c" * 64,
+        choices={"views": "all"},
+        quarantined={"image-empty": 2, "report-missing": 1},
+        splits={"train": shards, "test": (ShardEntry("test-00000.tar", 1, 10240, "d" * 64, "e" * 64),)},
+    )
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    manifest = make_manifest()
+    write_manifest(tmp_path, manifest)
+    again = read_manifest(tmp_path)
+    assert again == manifest
+    assert again.fingerprint == manifest.fingerprint
+    assert (again.samples("train"), again.samples("test"), again.samples("validate")) == (11, 1, 0)
+    assert stat.S_IMODE((tmp_path / MANIFEST).stat().st_mode) == 0o600
+
+
+def test_the_file_is_as_documented(tmp_path: Path) -> None:
+    write_manifest(tmp_path, make_manifest())
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    assert (content["format"], content["version"]) == ("mrm-stream-shards", 1)
+    assert content["tokenizer"] == {"file": "tokenizer.json", "sha256": "b" * 64, "vocabulary": 400}
+    assert content["report_dictionary"] == {"file": "reports.zdict", "sha256": "c" * 64}
+    assert content["quarantined"] == {"total": 3, "by_reason": {"image-empty": 2, "report-missing": 1}}
+    assert content["splits"]["test"] == {
+        "samples": 1,
+        "shards": [
+            {
+                "file": "test-00000.tar",
+                "samples": 1,
+                "bytes": 10240,
+                "sha256": "d" * 64,
+                "index_sha256": "e" * 64,
+            }
+        ],
+    }
+
+
+def test_the_fingerprint_tells_sets_apart() -> None:
+    manifest = make_manifest()
+    others = [
+        dataclasses.replace(manifest, seed=8),
+        dataclasses.replace(manifest, tokenizer_sha256="f" * 64),
+        dataclasses.replace(manifest, splits={"train": manifest.splits["train"]}),
+    ]
+    assert len({other.fingerprint for other in [manifest, *others]}) == 4
+
+
+def test_without_a_manifest_there_is_no_set(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no packed data set"):
+        read_manifest(tmp_path)
+
+
+def _in_first_shard(name: str, value: object) -> Callable[[Any], None]:
+    return lambda content: content["splits"]["train"]["shards"][0].update({name: value})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content.update(version=2),
+        lambda content: content.update(format="another"),
+        lambda content: content.pop("splits"),
+        lambda content: content.update(seed=-1),
+        lambda content: content.update(seed=True),
+        lambda content: content.update(splits=[]),
+        lambda content: content["tokenizer"].update(file="../../tokenizer.json"),
+        lambda content: content["splits"].update(other={"samples": 0, "shards": []}),
+        lambda content: content["splits"]["train"].update(samples=12),
+        lambda content: content["splits"]["train"]["shards"].append(content["splits"]["train"]["shards"][0]),
+        lambda content: content["splits"]["train"]["shards"].append(content["splits"]["test"]["shards"][0]),
+        lambda content: content["quarantined"].update(total=0),
+        _in_first_shard("file", "../train-00000.tar"),
+        _in_first_shard("file", "/train-00000.tar"),
+        _in_first_shard("file", "train-00000.tar\n"),
+        _in_first_shard("file", 5),
+        _in_first_shard("samples", 0),
+        _in_first_shard("samples", 5.0),
+        _in_first_shard("bytes", 2**70),
+        _in_first_shard("sha256", "A" * 64),
+        _in_first_shard("index_sha256", None),
+    ],
+)
+def test_damaged_and_hostile_manifests_are_refused(tmp_path: Path, spoil: Callable[[Any], object]) -> None:
+    write_manifest(tmp_path, make_manifest())
+    path = tmp_path / MANIFEST
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=MANIFEST):
+        read_manifest(tmp_path)
+
+
+def test_flipped_bits_are_an_error_or_another_fingerprint(tmp_path: Path) -> None:
+    write_manifest(tmp_path, make_manifest())
+    path, whole = tmp_path / MANIFEST, make_manifest()
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            other = read_manifest(tmp_path)
+        except ShardError:
+            continue
+        # White space may change into other white space, and nothing else may go unseen.
+        assert other.fingerprint != whole.fingerprint or b"".join(damaged.split()) == b"".join(content.split())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"format": "mrm-stream-shards"}'])
+def test_text_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ShardError, match="damaged"):
+        read_manifest(tmp_path)
