@@ -1,0 +1,241 @@
+"""Encoded samples in order to one transformed batch a step, for ever: prefetched, resumable, proof against damage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeGuard, TypeVar
+
+import numpy as np
+
+from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, TrainingError
+from mrm_stream.records import Sample
+from mrm_stream.stream.order import EPOCHS, Order, rank_slice
+from mrm_stream.stream.prefetch import Prefetcher
+from mrm_stream.stream.reader import ShardSet
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A sample, and the epoch that its random draws are keyed by."""
+
+    sample: Sample
+    epoch: int
+
+
+class Loader(Iterator[T]):
+    """This rank's slice of one global batch after another, without end, transformed ahead of use in a thread.
+
+    A sample that cannot be read or transformed is replaced by the next good one of the set, counting its index up and
+    around. So what a step is made of depends on which samples are bad, not on when or by which rank that was found.
+
+    Args:
+        shards: The split to read.
+        transform: Turns this rank's draws, in order, into a batch. Called in the thread, and again with other draws
+            if it raises `DamagedSamplesError`; any other error of its own is raised by `next()`.
+        seed: Of the run.
+        batch_size: Samples of one step over all ranks; a multiple of `world`.
+        rank: Of this process, below `world`.
+        world: Ranks in all.
+        window: Shards that are mixed, see `Order`.
+        prefetch: Batches made ahead.
+        max_bad_samples: More bad samples than this, on this rank, end the run.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        transform: Callable[[Sequence[Draw]], T],
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        window: int,
+        prefetch: int,
+        max_bad_samples: int,
+    ) -> None:
+        self._identity = {"seed": seed, "window": window, "fingerprint": shards.fingerprint}
+        self._prefetch = prefetch
+        self._batches = _Batches(
+            shards, Order(shards.shard_sizes, seed, window), transform, batch_size, rank, world, max_bad_samples
+        )
+        self._prefetcher: Prefetcher[_Made[T]] | None = None
+        self._closed = False
+        self._position = 0
+        self._bad_count = 0
+
+    def __next__(self) -> T:
+        """Return the next batch.
+
+        Raises:
+            TrainingError: Too many bad samples, or no batch for five minutes.
+            StopIteration: The loader is closed; an error closes it too.
+        """
+        if self._closed:
+            raise StopIteration
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self._batches.following(self._position), self._prefetch)
+        made = next(self._prefetcher)
+        # The thread is ahead: only what was handed out counts.
+        self._position = made.position
+        self._bad_count = made.bad_count
+        return made.batch
+
+    def __enter__(self) -> Loader[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def seconds_waited(self) -> float:
+        """Time that the consumer has spent waiting for batches."""
+        return self._prefetcher.seconds_waited if self._prefetcher is not None else 0.0
+
+    @property
+    def bad_samples(self) -> list[int]:
+        """Indexes of the samples replaced in the batches so far, in the order that they were found."""
+        return list(self._batches.bad)[: self._bad_count]
+
+    def close(self) -> None:
+        """Stop the thread and drop the batches made ahead. A closed loader has no more batches."""
+        self._closed = True
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what continues after the last batch handed out: JSON types; positions are of the global order."""
+        return {
+            "version": STATE_VERSION,
+            **self._identity,
+            "position": self._position,
+            "bad_samples": self.bad_samples,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, before the first batch. Ranks and batch size may have changed since.
+
+        Raises:
+            CheckpointError: The state is of another set, seed, window or version, or is damaged.
+        """
+        assert self._prefetcher is None, "the loader has begun already"
+        version = state.get("version")
+        if version != STATE_VERSION:
+            raise _refused(f"has version {version!r}, not {STATE_VERSION}", "Use the release that saved it.")
+        remedies = {
+            "seed": "Set the seed that the run was begun with, or begin a new run.",
+            "window": "Set data.window as the run was begun with, or begin a new run.",
+            "fingerprint": "Use the packed set and split that the run was begun with, or begin a new run.",
+        }
+        for name, ours in self._identity.items():
+            if state.get(name) != ours:
+                raise _refused(f"has {name} {state.get(name)!r}, this run has {ours!r}", remedies[name])
+        samples = self._batches.order.samples
+        position, bad_samples = state.get("position"), state.get("bad_samples")
+        another = "Resume from another checkpoint."
+        if not _is_index(position, samples * EPOCHS):
+            raise _refused(f"has position {position!r}, which no run reaches", another)
+        if not isinstance(bad_samples, list) or not all(_is_index(index, samples) for index in bad_samples):
+            raise _refused("does not list bad samples of this set", another)
+        bad = dict.fromkeys(bad_samples)
+        if len(bad) == samples:  # the search for a good one would never end
+            raise _refused("lists all samples of this set as bad samples", another)
+        self._batches.bad, self._bad_count = bad, len(bad)
+        self._position = position
+
+
+def _is_index(value: object, end: int) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < end
+
+
+def _refused(what: str, remedy: str) -> CheckpointError:
+    return CheckpointError(f"the saved order of samples {what}", remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made(Generic[T]):
+    """A batch, and what the state is once it has been handed out."""
+
+    batch: T
+    position: int
+    bad_count: int
+
+
+class _Batches(Generic[T]):
+    """What the thread works with; apart from `Loader`, which could otherwise never be forgotten."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: Order,
+        transform: Callable[[Sequence[Draw]], T],
+        batch_size: int,
+        rank: int,
+        world: int,
+        max_bad_samples: int,
+    ) -> None:
+        self.order = order
+        self.bad: dict[int, None] = {}
+        """Bad samples by index, in the order that they were found; grows only."""
+        self._shards = shards
+        self._transform = transform
+        self._batch_size = batch_size
+        self._slice = rank_slice(batch_size, rank, world)
+        self._max_bad_samples = max_bad_samples
+
+    def following(self, position: int) -> Iterator[_Made[T]]:
+        """Yield this rank's batches from a global position on."""
+        while True:
+            positions = np.arange(position + self._slice.start, position + self._slice.stop)
+            epochs, indexes = self.order.indexes(positions)
+            pairs = zip(indexes.tolist(), epochs.tolist(), strict=True)
+            batch = self._transformed([Draw(self._good_sample(index), epoch) for index, epoch in pairs])
+            position += self._batch_size
+            yield _Made(batch, position, len(self.bad))
+
+    def _transformed(self, draws: list[Draw]) -> T:
+        while True:
+            try:
+                return self._transform(draws)
+            except DamagedSamplesError as damaged:
+                reasons = damaged.reasons
+            assert reasons, "some samples are damaged, but none is named"
+            for slot, reason in reasons.items():
+                self._mark_bad(draws[slot].sample.index, reason)
+            draws = [self._replaced(draw) for draw in draws]
+
+    def _replaced(self, draw: Draw) -> Draw:
+        index = draw.sample.index
+        return Draw(self._good_sample(index), draw.epoch) if index in self.bad else draw
+
+    def _good_sample(self, index: int) -> Sample:
+        """Return the sample of an index, or the next good one."""
+        while True:
+            while index in self.bad:
+                index = (index + 1) % self.order.samples
+            try:
+                return self._shards.sample(index)
+            except ShardError as error:
+                self._mark_bad(index, error.what)
+
+    def _mark_bad(self, index: int, reason: str) -> None:
+        if index in self.bad:  # it fills several slots: the batch is larger than the set
+            return
+        self.bad[index] = None
+        log.warning("bad sample %s is replaced: %s", self._shards.place(index), reason)
+        count = len(self.bad)
+        if count > self._max_bad_samples or count == self.order.samples:
+            first = "; ".join(self._shards.place(bad) for bad in list(self.bad)[:3])
+            raise TrainingError(
+                f"{count} of {self.order.samples} samples are bad, data.max_bad_samples is {self._max_bad_samples}: "
+                f"{first}{'; ...' if count > 3 else ''}",
+                where=self._shards.directory,
+                remedy="Run `mrm-stream shard` again, or raise data.max_bad_samples if so many may be left out.",
+            )

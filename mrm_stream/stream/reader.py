@@ -1,0 +1,211 @@
+"""A packed set's split as a sequence of samples: views of memory-mapped shards, found through their indexes."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrm_stream.errors import ShardError
+from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.packing.manifest import DICTIONARY, Manifest, read_manifest
+from mrm_stream.packing.publish import sha256_of
+from mrm_stream.packing.shard import MEMBERS, ShardEntry, ShardIndex, index_path, read_index
+from mrm_stream.records import Sample
+
+MAPPED_SHARDS = 256
+"""Shards mapped at a time: each map holds a file descriptor, of which many systems allow 1,024."""
+METADATA_LIMIT = 1 << 20
+"""Bytes of one sample's JSON."""
+
+_REMEDY = "The set is damaged or incomplete: copy it again from where it came, or run `mrm-stream shard` again."
+_JPEG, _TOKENS, _METADATA, _REPORT = range(len(MEMBERS))
+
+
+class ShardSet:
+    """The samples of one split, by index; safe to share between threads.
+
+    A shard's index is read, and the shard mapped, at the first use of one of its samples. Samples are views of the map,
+    which lives as long as any of them. A shard that is cut short while it is mapped ends the process (SIGBUS), as with
+    any memory map: published shards are replaced by renaming, never rewritten.
+    """
+
+    def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
+        self.directory = directory
+        self.split = split
+        self.manifest = manifest
+        self._entries: tuple[ShardEntry, ...] = manifest.splits[split]
+        self.shard_sizes: tuple[int, ...] = tuple(entry.samples for entry in self._entries)
+        self._firsts = [0, *accumulate(self.shard_sizes)]
+        self._indexes: list[ShardIndex | None] = [None] * len(self._entries)
+        self._maps: OrderedDict[int, memoryview] = OrderedDict()
+        self._vocabulary = manifest.vocabulary
+        self._codec: ReportCodec | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, directory: Path, split: str) -> ShardSet:
+        """Return a split of a packed set, once all its shards are found to be there and as long as they should be.
+
+        Raises:
+            ShardError: There is no finished set here, it has no such split or none of its samples, or a shard is
+                missing or of another size than the manifest says.
+        """
+        manifest = read_manifest(directory)
+        if manifest.samples(split) == 0:
+            filled = [name for name in manifest.splits if manifest.samples(name)]
+            raise ShardError(
+                f"the set has no samples in a split {split!r}",
+                where=directory,
+                remedy=f"Choose one of: {', '.join(filled)}." if filled else "Pack a set that has samples.",
+            )
+        for entry in manifest.splits[split]:
+            _check_files(directory / entry.file, entry)
+        return cls(directory, split, manifest)
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this split of this set from any other."""
+        return f"{self.manifest.fingerprint}/{self.split}"
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at an index, as views of its shard.
+
+        Raises:
+            IndexError: There is no such index.
+            ShardError: The shard or its index is damaged, or the token ids are not of the set's vocabulary.
+        """
+        shard, row = self._find(index)
+        table, data = self._table(shard), self._data(shard)
+        jpeg_at, tokens_at = table.offsets[row, :_METADATA].tolist()
+        jpeg_bytes, tokens_bytes = table.sizes[row, :_METADATA].tolist()
+        if tokens_bytes == 0 or tokens_bytes % 2:
+            raise self._damaged(index, "the token ids are absent or cut short")
+        token_ids = np.frombuffer(data, "<u2", tokens_bytes // 2, tokens_at)
+        if int(token_ids.max()) >= self._vocabulary:
+            raise self._damaged(index, "a token id is outside the tokenizer's vocabulary")
+        return Sample(index, table.key(row), data[jpeg_at : jpeg_at + jpeg_bytes], token_ids)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Return what the set knows of a sample besides image and report: subject, study, view, labels, sizes.
+
+        Raises:
+            IndexError: There is no such index.
+            ShardError: The shard, its index or the sample's JSON is damaged.
+        """
+        content = self._member(index, _METADATA)
+        try:
+            metadata = json.loads(bytes(content)) if len(content) <= METADATA_LIMIT else None
+        except (ValueError, RecursionError):
+            metadata = None
+        if not isinstance(metadata, dict):
+            raise self._damaged(index, "the metadata is not a JSON object")
+        return metadata
+
+    def report(self, index: int) -> str:
+        """Return a sample's report.
+
+        Raises:
+            IndexError: There is no such index.
+            ShardError: The shard, its index, the dictionary or the compressed report is damaged.
+        """
+        content = bytes(self._member(index, _REPORT))
+        with self._lock:  # zstd's contexts serve one thread at a time
+            if self._codec is None:
+                self._codec = self._load_codec()
+            try:
+                return self._codec.restore(content)
+            except ValueError as error:
+                what = str(error)
+        raise self._damaged(index, what)
+
+    def place(self, index: int) -> str:
+        """Return where a sample lies, for people: the shard's file and the key (or the row, if the key is lost)."""
+        shard, row = self._find(index)
+        try:
+            name = self._table(shard).key(row)
+        except ShardError:
+            name = f"sample {row + 1}"
+        return f"{self._entries[shard].file}: {name}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return the shard, and the place in it, of a sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a split of {len(self)}")
+        shard = bisect_right(self._firsts, index) - 1
+        return shard, index - self._firsts[shard]
+
+    def _member(self, index: int, column: int) -> memoryview:
+        shard, row = self._find(index)
+        table = self._table(shard)
+        start = int(table.offsets[row, column])
+        return self._data(shard)[start : start + int(table.sizes[row, column])]
+
+    def _table(self, shard: int) -> ShardIndex:
+        """Return a shard's index; two threads may both read it at first, to the same effect."""
+        table = self._indexes[shard]
+        if table is None:
+            entry = self._entries[shard]
+            tar = self.directory / entry.file
+            table = read_index(tar)
+            # A size that is off by less than a tar's block passes every other check.
+            if len(table) != entry.samples or sha256_of(index_path(tar)) != entry.index_sha256:
+                raise ShardError("the index is not the manifest's", where=index_path(tar), remedy=_REMEDY)
+            self._indexes[shard] = table
+        return table
+
+    def _data(self, shard: int) -> memoryview:
+        """Return a shard's bytes; the maps not used for longest are let go."""
+        with self._lock:
+            data = self._maps.get(shard)
+            if data is None:
+                entry = self._entries[shard]
+                data = self._maps[shard] = _mapped(self.directory / entry.file, entry)
+                if len(self._maps) > MAPPED_SHARDS:
+                    self._maps.popitem(last=False)
+            else:
+                self._maps.move_to_end(shard)
+            return data
+
+    def _load_codec(self) -> ReportCodec:
+        path = self.directory / DICTIONARY
+        try:
+            if sha256_of(path) != self.manifest.dictionary_sha256:
+                raise ShardError("the dictionary is not the manifest's", where=path, remedy=_REMEDY)
+            return ReportCodec(path.read_bytes())
+        except OSError as error:
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+
+    def _damaged(self, index: int, what: str) -> ShardError:
+        return ShardError(what, where=f"{self.directory / self.place(index)}", remedy=_REMEDY)
+
+
+def _check_files(tar: Path, entry: ShardEntry) -> None:
+    for path in (tar, index_path(tar)):
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+        if path == tar and size != entry.bytes:
+            raise ShardError(f"is {size} bytes long, the manifest says {entry.bytes}", where=path, remedy=_REMEDY)
+
+
+def _mapped(tar: Path, entry: ShardEntry) -> memoryview:
+    try:
+        with tar.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
+        raise ShardError(f"cannot be mapped: {error}", where=tar, remedy=_REMEDY) from error
+    if len(data) != entry.bytes:
+        raise ShardError(f"is {len(data)} bytes long, the manifest says {entry.bytes}", where=tar, remedy=_REMEDY)
+    return data

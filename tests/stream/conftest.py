@@ -1,0 +1,90 @@
+"""Tiny packed sets, made by the project's own writer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from mrm_stream.packing.dictionary import ReportCodec, learn_dictionary
+from mrm_stream.packing.manifest import DICTIONARY, Manifest, write_manifest
+from mrm_stream.packing.shard import PackedSample, write_shard
+
+MakeSet = Callable[..., Path]
+
+VOCABULARY = 50
+
+
+def build_set(
+    out: Path, *, splits: dict[str, Sequence[int]], seed: int = 0, tokens: Mapping[str, bytes] = MappingProxyType({})
+) -> Path:
+    """Write a set whose sample i of a split has key `SPLIT-i`, jpeg `jpeg i`, and i % 40 + 4 as its first token id.
+
+    Args:
+        out: Directory, made here.
+        splits: Sizes of the shards of each split.
+        seed: Told to the manifest.
+        tokens: Content of `KEY.tok`, for samples that should have another.
+    """
+    out.mkdir()
+    dictionary = learn_dictionary(["the lungs are clear"])
+    (out / DICTIONARY).write_bytes(dictionary)
+    codec = ReportCodec(dictionary)
+    entries = {}
+    for split, sizes in splits.items():
+        first = 0
+        listed = []
+        for shard, size in enumerate(sizes):
+            samples = []
+            for index in range(first, first + size):
+                key = f"{split}-{index}"
+                ids = [index % 40 + 4, *range(index % 3)]
+                samples.append(
+                    PackedSample(
+                        key=key,
+                        jpeg=f"jpeg {index}".encode(),
+                        tokens=tokens.get(key, np.array(ids, "<u2").tobytes()),
+                        metadata={"subject": f"s{index}", "split": split, "labels": {"edema": 1}},
+                        report=codec.compress(f"report {index}: the lungs are clear"),
+                    )
+                )
+            entry = write_shard(out / f"{split}-{shard:05d}.tar", samples)
+            assert entry is not None
+            listed.append(entry)
+            first += size
+        entries[split] = tuple(listed)
+    write_manifest(
+        out,
+        Manifest(
+            source="test",
+            seed=seed,
+            short_side=1024,
+            jpeg_quality=95,
+            samples_per_shard=1000,
+            vocabulary=VOCABULARY,
+            tokenizer_sha256="0" * 64,
+            dictionary_sha256=hashlib.sha256(dictionary).hexdigest(),
+            splits=entries,
+        ),
+    )
+    return out
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> MakeSet:
+    """Build a set of its own: `make_set("name", splits={"train": [3, 4]})`."""
+
+    def make(name: str = "set", **choices: object) -> Path:
+        return build_set(tmp_path / name, **choices)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """11 training samples in shards of 4, 1 and 6, and 2 to validate with; not to be written to."""
+    return build_set(tmp_path_factory.mktemp("small") / "set", splits={"train": [4, 1, 6], "validate": [2]})
