@@ -1,0 +1,66 @@
+"""Embeddings of the visible patches to pixels of the hidden ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mrm_stream.config import ViTConfig
+from mrm_stream.model.image_encoder import initialise_linears, make_blocks
+from mrm_stream.model.patches import COLOURS, restore_order, sincos_positions, take_patches
+
+
+class ImageDecoder(nn.Module):
+    """Restores patches of the radiograph from what the encoder saw.
+
+    Args:
+        config: Size of the stack.
+        encoder_width: Width of the encoder's tokens.
+        grid: Patches along a side.
+        patch: Side of a restored patch in pixels.
+        report_width: Width of the report's feature that is added to every token; None: there is none.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self, config: ViTConfig, *, encoder_width: int, grid: int, patch: int, report_width: int | None = None
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, config.width)
+        self.report_embed = nn.Linear(report_width, config.width) if report_width is not None else None
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.register_buffer("pos_embed", sincos_positions(config.width, grid))
+        self.blocks = make_blocks(config)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.pred = nn.Linear(config.width, patch * patch * COLOURS)
+        nn.init.normal_(self.mask_token, std=0.02)
+        initialise_linears(self)
+
+    def forward(
+        self, latent_BVD: Tensor, order_BN: Tensor, wanted_BK: Tensor, report_feature_BD: Tensor | None = None
+    ) -> Tensor:
+        """Restore the wanted patches.
+
+        Args:
+            latent_BVD: CLS and V visible patches from the encoder, (B, 1 + V, D).
+            order_BN: Indexes of all patches, the visible ones first and in the order of `latent_BVD`.
+            wanted_BK: Indexes of the patches to restore.
+            report_feature_BD: Of the report's visible tokens, where the decoder takes one.
+
+        Returns:
+            (B, K, patch * patch * 3), values by row, column, channel.
+        """
+        tokens_BVD = self.embed(latent_BVD)
+        hidden = order_BN.shape[1] + 1 - tokens_BVD.shape[1]
+        mask_BHD = self.mask_token.to(tokens_BVD.dtype).expand(len(tokens_BVD), hidden, -1)
+        patches_BND = take_patches(torch.cat([tokens_BVD[:, 1:], mask_BHD], dim=1), restore_order(order_BN))
+        tokens_BND = torch.cat([tokens_BVD[:, :1], patches_BND], dim=1) + self.pos_embed
+        if self.report_embed is not None:
+            assert report_feature_BD is not None
+            tokens_BND = tokens_BND + self.report_embed(report_feature_BD)[:, None]
+        for block in self.blocks:
+            tokens_BND = block(tokens_BND)
+        # Only what is compared is projected to pixels: a quarter of the largest linear layer is saved.
+        pixels_BKP: Tensor = self.pred(self.norm(take_patches(tokens_BND[:, 1:], wanted_BK)))
+        return pixels_BKP

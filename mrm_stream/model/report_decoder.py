@@ -1,0 +1,118 @@
+"""Visible tokens of a report and the radiograph's feature to the hidden tokens: a small BERT."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertLMPredictionHead
+
+from mrm_stream.config import ReportDecoderConfig
+from mrm_stream.model.image_encoder import initialise_linears
+from mrm_stream.packing.tokenizer import MASK, PAD
+
+
+class ReportDecoder(nn.Module):
+    """BERT whose every position also sees the radiograph.
+
+    The output embedding is not tied to the input embedding. Its pooler takes no part; the weights are kept, untrained,
+    because checkpoints in the reference's naming hold them.
+
+    Args:
+        config: Sizes and dropout.
+        image_width: Width of the image feature.
+        vocabulary: Entries of the tokenizer.
+    """
+
+    pooler_weight: Tensor
+    pooler_bias: Tensor
+
+    def __init__(self, config: ReportDecoderConfig, *, image_width: int, vocabulary: int) -> None:
+        super().__init__()
+        bert = BertConfig(  # type: ignore[call-arg]  # `attn_implementation` is the base class's.
+            vocab_size=vocabulary,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            intermediate_size=config.feed_forward,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            max_position_embeddings=config.positions,
+            pad_token_id=PAD,
+            attn_implementation="sdpa",
+        )
+        self.image_embed = nn.Linear(image_width, config.width)
+        self.embeddings = BertEmbeddings(bert)  # type: ignore[no-untyped-call]
+        self.encoder = BertEncoder(bert)  # type: ignore[no-untyped-call]
+        self.head = BertLMPredictionHead(bert)  # type: ignore[no-untyped-call]
+        # `head.decoder` has a bias of its own; this one is read by nothing.
+        del self.head.bias
+        initialise_linears(self)
+        for embedding in (m for m in self.embeddings.modules() if isinstance(m, nn.Embedding)):
+            nn.init.normal_(embedding.weight, std=0.02)
+        with torch.no_grad():
+            self.embeddings.word_embeddings.weight[PAD].zero_()
+        pooler = nn.init.xavier_uniform_(torch.empty(config.width, config.width))
+        self.register_buffer("pooler_weight", pooler)
+        self.register_buffer("pooler_bias", torch.zeros(config.width))
+
+    def forward(self, feature_BD: Tensor, token_ids_BL: Tensor, is_masked_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the visible tokens and let them and the radiograph inform each position.
+
+        Args:
+            feature_BD: Of the radiograph, (B, D).
+            token_ids_BL: The whole report; masked tokens are hidden here.
+            is_masked_BL: True where a token is hidden.
+
+        Returns:
+            (hidden states (B, L, width) for the head, embedded tokens (B, L, width) without the radiograph).
+        """
+        embedded_BLD: Tensor = self.embeddings(token_ids_BL.masked_fill(is_masked_BL, MASK))
+        # [PAD] is no one's key; as a query it is restored like any other position.
+        is_key_B11L = (token_ids_BL != PAD)[:, None, None]
+        states_BLD = embedded_BLD + self.image_embed(feature_BD)[:, None]
+        hidden_BLD: Tensor = self.encoder(states_BLD, attention_mask=is_key_B11L).last_hidden_state
+        return hidden_BLD, embedded_BLD
+
+
+def visible_mean(embedded_BLD: Tensor, token_ids_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
+    """Return the mean embedding of each report's visible tokens, [CLS] among them, (B, D)."""
+    weight_BL1 = ((token_ids_BL != PAD) & ~is_masked_BL)[..., None].to(embedded_BLD.dtype)
+    return (embedded_BLD * weight_BL1).sum(dim=1) / weight_BL1.sum(dim=1)
+
+
+def report_losses(
+    head: nn.Module,
+    hidden_BLD: Tensor,
+    token_ids_BL: Tensor,
+    is_masked_BL: Tensor,
+    *,
+    over: Literal["all", "masked"],
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy to train on, and, without gradient, that of the masked tokens.
+
+    Args:
+        head: Hidden states to logits over the vocabulary.
+        hidden_BLD: From `ReportDecoder`.
+        token_ids_BL: What should be predicted.
+        is_masked_BL: True where the decoder did not see the token.
+        over: Mean over "all" positions, visible ones and [PAD] too, or over the "masked" ones only (0 where none is).
+
+    Returns:
+        Two float32 scalars.
+    """
+    logits_MK: Tensor
+    if over == "masked":
+        logits_MK = head(hidden_BLD[is_masked_BL])
+        total = functional.cross_entropy(logits_MK.float(), token_ids_BL[is_masked_BL], reduction="sum")
+        loss = total / max(len(logits_MK), 1)
+        return loss, loss.detach()
+    # Flat: with the vocabulary as the second of three dimensions the softmax strides, 3x slower (one CPU core).
+    logits_MK = head(hidden_BLD).flatten(0, 1)
+    entropy_M = functional.cross_entropy(logits_MK.float(), token_ids_BL.flatten(), reduction="none")
+    is_masked_M = is_masked_BL.flatten()
+    masked_total = entropy_M.detach().masked_fill(~is_masked_M, 0).sum()
+    return entropy_M.mean(), masked_total / is_masked_M.sum().clamp(min=1)
