@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or not there, and that any number of ranks can take up.
 
     RUN/checkpoints/step-00001000/
-        model.safetensors      every parameter, float32
+        model.safetensors      the model's weights, float32
         moments.safetensors    Adam's two moments of each, and its step
         state.json             step, order, counters, and the SHA-256 of the other two
 
@@ -41,8 +41,8 @@ class Checkpoint:
     state: dict[str, Any]
     """What `save_checkpoint` was given, `step` among it."""
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return every parameter by its name, float32, on the CPU."""
+    def weights(self) -> dict[str, Tensor]:
+        """Return the model's state by name, on the CPU."""
         return load_file(self.directory / _MODEL)
 
     def moments(self) -> dict[str, Tensor]:
@@ -51,14 +51,14 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
+    run: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int
 ) -> Path:
     """Publish a checkpoint below `run`, and remove all but the newest `keep`.
 
     Args:
         run: The run's directory.
-        parameters: Whole, by name.
-        moments: Whole, by name.
+        weights: The model's, whole, by name.
+        moments: Adam's, whole, by name.
         state: JSON; must hold "step".
         keep: Checkpoints to leave, at least 1.
 
@@ -73,7 +73,7 @@ def save_checkpoint(
         for left in folder.glob(".step-*.tmp"):  # Of a run that was killed while it saved.
             shutil.rmtree(left)
         temporary.mkdir()
-        for name, tensors in ((_MODEL, parameters), (_MOMENTS, moments)):
+        for name, tensors in ((_MODEL, weights), (_MOMENTS, moments)):
             save_file(dict(tensors), temporary / name)
         sums = {name: sha256_of(temporary / name) for name in (_MODEL, _MOMENTS)}
         content = {"format": FORMAT, "version": VERSION, **state, "sha256": sums}

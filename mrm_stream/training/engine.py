@@ -156,11 +156,16 @@ class Engine:
     # Checkpoints hold whole tensors under the parameters' names, so that any number of ranks and any ZeRO stage can
     # take them up.
 
-    def full_parameters(self) -> dict[str, Tensor]:
-        """Return every parameter, whole, float32, on the CPU: on the first rank; elsewhere an empty dictionary."""
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return the model's state, whole, on the CPU: on the first rank; elsewhere an empty dictionary."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return self._gathered(lambda p: p if self._stage == 0 else safe_get_full_fp32_param(p))
+        weights = self._gathered(lambda p: p if self._stage == 0 else safe_get_full_fp32_param(p))
+        if self._rank == 0:
+            # Buffers are the same on every rank: the positions, which a run may have taken from another's checkpoint.
+            state = self.model.state_dict()
+            weights.update({name: state[name].cpu().clone() for name in state.keys() - weights.keys()})
+        return weights
 
     def full_moments(self) -> dict[str, Tensor]:
         """Return Adam's moments, named `exp_avg.<parameter>` and so on, and `step`; on the first rank only."""
@@ -180,7 +185,7 @@ class Engine:
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Take up what `full_moments` returned; every rank must pass all of it.
 
-        Parameters are loaded into the model before the engine is made: it copies them into its own partitions.
+        Weights are loaded into the model before the engine is made: it copies them into its own partitions.
 
         Raises:
             CheckpointError: A tensor is absent, or has another shape than the model's.

@@ -65,26 +65,26 @@ def make_batches(config: Config, shards: ShardSet, device: torch.device) -> Batc
     )
 
 
-def load_parameters(model: nn.Module, parameters: Mapping[str, Tensor], where: Path) -> None:
-    """Copy a checkpoint's parameters into a model.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Copy a checkpoint's weights into a model.
 
     Raises:
-        CheckpointError: The two do not have the same parameters; the first that differs is named.
+        CheckpointError: The two do not have the same tensors; the first that differs is named.
     """
-    own = dict(model.named_parameters())
-    for name in sorted(own.keys() ^ parameters.keys()):
-        place = "the checkpoint" if name in parameters else "the model"
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ weights.keys()):
+        place = "the checkpoint" if name in weights else "the model"
         raise CheckpointError(
-            f"parameter {name} is only in {place}", where=where, remedy="Use the configuration it was trained with."
+            f"{name} is only in {place}", where=where, remedy="Use the configuration that it was trained with."
         )
-    for name, parameter in own.items():
-        if parameter.shape != parameters[name].shape:
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
             raise CheckpointError(
-                f"{name} has shape {tuple(parameters[name].shape)}, the model's has {tuple(parameter.shape)}",
+                f"{name} has shape {tuple(weights[name].shape)}, the model's has {tuple(tensor.shape)}",
                 where=where,
-                remedy="Use the configuration, and the tokenizer, that it was trained with.",
+                remedy="Use the configuration, and shards with the tokenizer, that it was trained with.",
             )
-        parameter.data.copy_(parameters[name])
+    model.load_state_dict(weights)
 
 
 class Pretraining:
@@ -105,7 +105,7 @@ class Pretraining:
         checkpoint = self._newest()
         model = make_model(config, self.shards)
         if checkpoint is not None:
-            load_parameters(model, checkpoint.parameters(), checkpoint.directory)
+            load_weights(model, checkpoint.weights(), checkpoint.directory)
         elif config.run.init:
             initialise(model, Path(config.run.init))
         self.engine = Engine(model, config, runtime)
@@ -177,31 +177,31 @@ class Pretraining:
         )
 
     def save(self) -> dict[str, Tensor]:
-        """Publish a checkpoint; return the whole parameters, on the first rank.
+        """Publish a checkpoint; return the whole weights, on the first rank.
 
         Raises:
             TrainingError: The loss is no longer finite: such weights are not saved over good ones.
         """
         if self.window.steps:
             self.window.finite_means(self.step)
-        parameters, moments = self.engine.full_parameters(), self.engine.full_moments()
+        weights, moments = self.engine.full_weights(), self.engine.full_moments()
         windows = self.ranks.gather(self.window.state_dict())
         loaders = self.ranks.gather(self.loader.state_dict())
         bad = sorted({index for loader in loaders for index in loader["bad_samples"]})
         state = {"step": self.step, "loader": {**loaders[0], "bad_samples": bad}, "windows": windows}
 
         def publish() -> Path:
-            return save_checkpoint(self.out, parameters, moments, state, keep=self.config.run.keep)
+            return save_checkpoint(self.out, weights, moments, state, keep=self.config.run.keep)
 
         saved = self.ranks.first(publish)
         log.info("step %d: saved %s", self.step, saved)
-        return parameters
+        return weights
 
-    def finish(self, parameters: Mapping[str, Tensor]) -> None:
+    def finish(self, weights: Mapping[str, Tensor]) -> None:
         """Export the encoder and leave the mark of a complete run; on the first rank."""
         # A model of its own: under ZeRO-3 the trained one is spread over the ranks.
         model = make_model(self.config, self.shards)
-        load_parameters(model, parameters, self.out)
+        load_weights(model, weights, self.out)
         export_encoder(model, self.out / ENCODER, {"config": dump_config(self.config)})
         (self.out / COMPLETE).write_text(json.dumps({"step": self.step, "encoder": ENCODER}) + "\n")
         log.info("complete: the encoder is %s", self.out / ENCODER)
@@ -245,20 +245,20 @@ def pretrain(config: Config, runtime: Runtime) -> bool:
         run = Pretraining(config, runtime)
         try:
             log.info("%d samples, %d steps on %d rank(s)", len(run.shards), run.steps, runtime.world)
-            saved_at, stopping, parameters = -1, False, {}
+            saved_at, stopping, weights = -1, False, {}
             while run.step < run.steps and not stopping:
                 run.train_step()
                 if run.step % config.run.log_every == 0:
                     run.report()
                 stopping = run.ranks.any(bool(stop))
                 if run.step % config.run.save_every == 0 or stopping:
-                    parameters, saved_at = run.save(), run.step
+                    weights, saved_at = run.save(), run.step
             if run.step < run.steps:
                 log.warning("stopped at step %d of %d; start it again to continue", run.step, run.steps)
                 return False
             if saved_at != run.step:
-                parameters = run.save()
-            run.ranks.first(lambda: run.finish(parameters))
+                weights = run.save()
+            run.ranks.first(lambda: run.finish(weights))
             return True
         finally:
             run.close()

@@ -17,7 +17,7 @@ from mrm_stream.packing.tokenizer import CLS, PAD, load_tokenizer, token_strings
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.checkpoint import newest_checkpoint
-from mrm_stream.training.loop import load_parameters, make_batches, make_model
+from mrm_stream.training.loop import load_weights, make_batches, make_model
 from mrm_stream.training.run_directory import CONFIG
 
 
@@ -66,7 +66,7 @@ def restore_samples(run: Path, shards: Path | None, split: str | None, count: in
     opened = _open(shards or Path(config.data.shards), split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = make_model(config, opened)
-    load_parameters(model, checkpoint.parameters(), checkpoint.directory)
+    load_weights(model, checkpoint.weights(), checkpoint.directory)
     model.to(device).eval()
     batches = make_batches(config, opened, device)
     indexes = np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int).tolist()

@@ -12,12 +12,12 @@ from mrm_stream.errors import CheckpointError
 from mrm_stream.training import checkpoint as module
 from mrm_stream.training.checkpoint import newest_checkpoint, open_checkpoint, save_checkpoint
 
-PARAMETERS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)}
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)}
 MOMENTS = {"step": torch.tensor([5.0]), "exp_avg.a.bias": torch.full((3,), 0.25)}
 
 
 def save(run: Path, step: int, keep: int = 2) -> Path:
-    return save_checkpoint(run, PARAMETERS, MOMENTS, {"step": step, "loader": {"position": 8 * step}}, keep=keep)
+    return save_checkpoint(run, WEIGHTS, MOMENTS, {"step": step, "loader": {"position": 8 * step}}, keep=keep)
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert (found.state["step"], found.state["loader"]) == (5, {"position": 40})
-    for saved, loaded in ((PARAMETERS, found.parameters()), (MOMENTS, found.moments())):
+    for saved, loaded in ((WEIGHTS, found.weights()), (MOMENTS, found.moments())):
         assert saved.keys() == loaded.keys()
         assert all(torch.equal(value, loaded[name]) for name, value in saved.items())
 

@@ -45,12 +45,12 @@ def main() -> None:
         torch.manual_seed(0)
         engine = Engine(Odd(), config, runtime)
         losses(engine, range(3))
-        box = [engine.full_parameters(), engine.full_moments()]
+        box = [engine.full_weights(), engine.full_moments()]
         expected = losses(engine, range(3, 7))
         dist.broadcast_object_list(box, 0)
-        parameters, moments = box
+        weights, moments = box
         model = Odd()
-        model.load_state_dict(parameters)
+        model.load_state_dict(weights)
         continued = Engine(model, config, runtime)
         continued.load_moments(moments)
         same = losses(continued, range(3, 7)) == expected
