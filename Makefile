@@ -1,17 +1,21 @@
-# make demo   the whole way on synthetic data: radiographs, shards, pre-training, a restored picture, an encoder
-# make test   the tests;  make lint  ruff and mypy
+# make demo      the whole way on synthetic data: radiographs, shards, pre-training, a restored picture, an encoder
+# make test      the tests, some minutes;  make campaign  the same promises over many more cases
+# make lint      ruff and mypy
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test campaign lint install clean
 
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo.sh demo
 
 test: install
 	$(BIN)/pytest
+
+campaign: install
+	$(BIN)/pytest -m campaign
 
 lint: install
 	$(BIN)/ruff check .

@@ -90,7 +90,11 @@ def phantom(out: Path, count: int, size: int, seed: int, workers: int | None) ->
 )
 @click.option("--views", type=click.Choice(["all", "frontal"]), default="all", show_default=True, help="Which to pack.")
 @click.option(
-    "--vocabulary", type=click.IntRange(min=64), default=30_000, show_default=True, help="Tokenizer's size, at most."
+    "--vocabulary",
+    type=click.IntRange(min=64, max=65_536),
+    default=30_000,
+    show_default=True,
+    help="Tokenizer's size, at most.",
 )
 @click.option("--tokenizer", type=_FILE, help="Use this tokenizer.json instead of training one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the records.")
@@ -167,18 +171,51 @@ def reconstruct(run: Path, out: Path, shards: Path | None, split: str | None, co
     \b
     mrm-stream reconstruct --run runs/first --out restored.png
     """
-    from mrm_stream.visual.figures import curves_figure, restoration_figure, save_figure
+    from mrm_stream.visual.figures import check_place, curves_figure, restoration_figure, save_figure
     from mrm_stream.visual.restorations import restore_samples
 
     _start()
+    check_place(out)
     samples = restore_samples(run, shards, split, count)
-    save_figure(restoration_figure(samples), out)
     curves = out.with_name(f"{out.stem}-curves.png")
     save_figure(curves_figure(run), curves)
+    save_figure(restoration_figure(samples), out)
     hidden = [word for sample in samples for word in sample.words if word.restored is not None]
     right = sum(word.restored == word.truth for word in hidden)
     click.echo(f"{out}: {len(samples)} radiographs; {right} of {len(hidden)} hidden words restored rightly")
     click.echo(f"{curves}: the run's losses")
+
+
+@main.command()
+@click.option("--run", type=_DIRECTORY, required=True, help="Directory of a run; its newest checkpoint is used.")
+@click.option("--out", type=_FILE, required=True, help="File to write.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["encoder", "reference"]),
+    default="encoder",
+    show_default=True,
+    help="The encoder alone, for timm (.safetensors); or all of it in the reference code's naming (.pth).",
+)
+def export(run: Path, out: Path, form: str) -> None:
+    """Save a run's weights for others to use; a complete run has exported its encoder already.
+
+    The reference form holds the report decoder, which may know training reports by heart.
+
+    \b
+    mrm-stream export --run runs/first --out first.pth --as reference
+    """
+    from mrm_stream.config_file import dump_config
+    from mrm_stream.model.weights import export_encoder, save_reference
+    from mrm_stream.training.loop import load_run
+
+    _start()
+    config, checkpoint, model = load_run(run)
+    if form == "encoder":
+        export_encoder(model, out, {"config": dump_config(config)})
+    else:
+        save_reference(model, out)
+    click.echo(f"{out}: the {form} of step {checkpoint.state['step']}")
 
 
 if __name__ == "__main__":

@@ -59,11 +59,16 @@ class DataConfig:
     prefetch: int = 2
     """Batches decoded ahead of the step that trains on them."""
     max_bad_samples: int = 100
-    """A run that has replaced more damaged samples than this ends with an error."""
+    """A run that has replaced more damaged samples than this, over all ranks, ends with an error."""
 
     def __post_init__(self) -> None:
         """Check each range."""
-        _require(self.lr_size > 0 and self.hr_size % self.lr_size == 0, "data.hr_size", "must be a multiple of lr_size")
+        _require(self.lr_size >= 1, "data.lr_size", "must be at least 1")
+        _require(
+            self.hr_size >= self.lr_size and self.hr_size % self.lr_size == 0,
+            "data.hr_size",
+            f"must be a multiple of lr_size ({self.lr_size})",
+        )
         low, high = self.crop_area
         _require(0 < low <= high <= 1, "data.crop_area", "must be two numbers in (0, 1], the smaller first")
         low, high = self.crop_ratio
@@ -86,8 +91,9 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         """Check that the heads share the width."""
-        _require(min(self.width, self.depth, self.heads) >= 1, "model", "width, depth and heads must be at least 1")
-        _require(self.width % self.heads == 0, "model", f"heads ({self.heads}) must divide the width ({self.width})")
+        # Which of the two stacks it is, the file's reader knows.
+        _require(min(self.width, self.depth, self.heads) >= 1, "", "width, depth and heads must be at least 1")
+        _require(self.width % self.heads == 0, "", f"heads ({self.heads}) must divide the width ({self.width})")
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what the fixed 2-D sine-cosine positions need."""
+        _require(self.patch >= 1, "model.patch", "must be at least 1")
         for name in ("image_encoder", "image_decoder"):
             _require(getattr(self, name).width % 4 == 0, f"model.{name}.width", "must be a multiple of 4")
 
@@ -214,7 +221,8 @@ class RunConfig:
     out: str = ""
     """Directory of the run; a run that is found there is continued."""
     init: str = ""
-    """Start from these weights: an MAE, timm or MRM checkpoint, or an encoder exported here."""
+    """Start from these weights: an MAE, timm or MRM checkpoint, or an encoder exported here. The report decoder of an
+    MRM checkpoint knows the words of its own tokenizer only: pack the shards with that one."""
     log_every: int = 10
     """Steps between two lines of the log."""
     save_every: int = 1000

@@ -36,9 +36,16 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         _apply_override(given, override)
     where = str(path) if path is not None else "--set"
     recipe = given.get("recipe", "reference")
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ConfigError(f"unknown recipe {recipe!r}", where=where, remedy=f"Choose one of: {', '.join(RECIPES)}.")
     return parse_config(_merged(RECIPES[recipe], given), where)
+
+
+def with_places(config: Config, *, shards: str | None, out: str | None) -> Config:
+    """Return the settings with these directories in place of data.shards and run.out, where they are given."""
+    data = config.data if shards is None else dataclasses.replace(config.data, shards=shards)
+    run = config.run if out is None else dataclasses.replace(config.run, out=out)
+    return dataclasses.replace(config, data=data, run=run)
 
 
 def parse_config(given: Mapping[str, Any], where: str) -> Config:
@@ -115,7 +122,7 @@ def _replaced(default: T, given: Any, where: str, prefix: str) -> T:
     try:
         return dataclasses.replace(default, **values)  # type: ignore[type-var]
     except ConfigError as error:
-        raise ConfigError(f"{error.where} {error.what}", where=where, remedy=error.remedy) from None
+        raise ConfigError(f"{error.where or prefix[:-1]} {error.what}", where=where, remedy=error.remedy) from None
 
 
 def _converted(kind: Any, value: Any, where: str, name: str) -> Any:

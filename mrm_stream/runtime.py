@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,11 @@ from mrm_stream.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-# What a launcher says of a rank: torchrun's and DeepSpeed's names first, then Slurm's.
-_NAMES = {
-    "RANK": ("RANK", "SLURM_PROCID"),
-    "WORLD_SIZE": ("WORLD_SIZE", "SLURM_NTASKS"),
-    "LOCAL_RANK": ("LOCAL_RANK", "SLURM_LOCALID"),
-}
+# What Slurm calls the things that torchrun and DeepSpeed's launcher put into these variables.
+_SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+ECHO_S = 10.0
+"""A signal that is repeated within so many seconds is the same request, passed on by one more launcher."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ def start_runtime() -> Runtime:
     """
     import torch
 
-    values = {name: next((os.environ[n] for n in names if n in os.environ), None) for name, names in _NAMES.items()}
-    if values["WORLD_SIZE"] is None or values["RANK"] is None:
-        values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        values.update({name: os.environ[name] for name in values if name in os.environ})
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:  # Set by srun; a batch script's own shell is no rank of anything.
+        values.update({name: os.environ[slurm] for name, slurm in _SLURM_NAMES.items() if slurm in os.environ})
     try:
-        numbers = {name: int(value if value is not None else "0") for name, value in values.items()}
+        numbers = {name: int(value) for name, value in values.items()}
     except ValueError:
         raise ConfigError(f"the launcher's variables are not numbers: {values}", where="environment") from None
     if numbers["WORLD_SIZE"] > 1 and "MASTER_ADDR" not in os.environ:
@@ -63,12 +65,15 @@ def start_runtime() -> Runtime:
             where="environment",
             remedy="Under srun: export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1).",
         )
+    if torch.cuda.is_available():
+        # Slurm may show each task its own GPU only, as number 0; DeepSpeed reads the variable again.
+        numbers["LOCAL_RANK"] %= torch.cuda.device_count()
     os.environ.update({name: str(number) for name, number in numbers.items()})
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     # Alone, port 0 lets the system choose: two runs on one machine must not meet.
     os.environ.setdefault("MASTER_PORT", "29500" if numbers["WORLD_SIZE"] > 1 else "0")
     if torch.cuda.is_available():
-        device = torch.device("cuda", numbers["LOCAL_RANK"] % torch.cuda.device_count())
+        device = torch.device("cuda", numbers["LOCAL_RANK"])
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
@@ -104,14 +109,22 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT into a request to stop; a second one acts as it always does."""
+    """Turn SIGTERM or SIGINT into a request to stop; one that comes later than `ECHO_S` acts as it always does.
+
+    A launcher that passes a signal on, after the terminal or the scheduler has sent it to every process, repeats it.
+    """
     request = StopRequest()
+    asked_at = 0.0
     previous: dict[signal.Signals, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
+        nonlocal asked_at
+        if request and time.monotonic() - asked_at > ECHO_S:
+            for caught, handler in previous.items():
+                signal.signal(caught, handler)
+            signal.raise_signal(number)
+        elif not request:
+            request.signal, asked_at = signal.Signals(number), time.monotonic()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         previous[number] = signal.signal(number, ask)

@@ -14,7 +14,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 import click
 
-from mrm_stream.config_file import load_config
+from mrm_stream.config_file import load_config, with_places
 from mrm_stream.errors import MrmStreamError
 
 
@@ -32,9 +32,8 @@ def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str
     from mrm_stream.training.loop import pretrain
     from mrm_stream.training.ranks import FirstRankFailedError
 
-    named = [f"{name}={value}" for name, value in (("data.shards", shards), ("run.out", out)) if value is not None]
     try:
-        settings = load_config(config, [*overrides, *named])
+        settings = with_places(load_config(config, overrides), shards=shards, out=out)
         runtime = start_runtime()
         set_up_logging(quiet=not runtime.is_first)
         pretrain(settings, runtime)

@@ -21,7 +21,7 @@ ALLOWED = {
     "model": {"model", "packing"},
     "training": {"training", "stream", "decode", "model", "packing"},
     "visual": {"visual", "training", "stream", "decode", "model", "packing"},
-    "cli": {"visual", "training", "packing", "sources"},
+    "cli": {"visual", "training", "model", "packing", "sources"},
     "train": {"training"},
 }
 DOORS = {"nvidia": "decode/dali.py", "deepspeed": "training/engine.py"}

@@ -36,6 +36,7 @@ from mrm_stream.randomness import Purpose, permutation
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.registry import list_records
+from mrm_stream.sources.tables import quoted
 
 _FRONTAL = {"AP", "PA", "FRONTAL"}
 _REPORTS_NOTE = "reports"
@@ -346,5 +347,5 @@ def _nothing_usable(rejected: Sequence[Rejected], reasons: Counter[str], out: Pa
     return ShardError(
         f"nothing was packed: none of {len(rejected)} records can be used, {count} of them for {reason!r}",
         where=out,
-        remedy=f"For example {example.image_path!r}: {example.detail}.",
+        remedy=f"For example {quoted(example.image_path)}: {example.detail}.",
     )

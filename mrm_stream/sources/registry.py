@@ -11,7 +11,7 @@ from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.covid import list_covid
 from mrm_stream.sources.mimic import list_mimic
-from mrm_stream.sources.tables import KEY_PATTERN
+from mrm_stream.sources.tables import KEY_PATTERN, quoted
 from mrm_stream.sources.training_csv import list_training_csv
 
 SOURCES: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -49,7 +49,7 @@ def list_records(name: str, root: Path) -> list[Record]:
         raise SourceError(
             f"no images under the root: none of the {len(records):,} listed exists",
             where=root,
-            remedy=f"The first one should be {records[0].image_path!r} below the root.",
+            remedy=f"The first one should be {quoted(records[0].image_path)} below the root.",
         )
     return records
 
@@ -65,7 +65,7 @@ def _check_keys(records: Sequence[Record], root: Path) -> None:
             )
         if record.key in paths:
             raise SourceError(
-                f"key appears twice: {record.key!r} of {paths[record.key]!r} and of {record.image_path!r}",
+                f"key appears twice: {record.key!r} of {quoted(paths[record.key])} and of {quoted(record.image_path)}",
                 where=root,
                 remedy="Remove or rename one of them.",
             )

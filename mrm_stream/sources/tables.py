@@ -22,6 +22,7 @@ LINE_LIMIT = 4 << 20
 """Characters in one line: a compressed table can unpack to a line that fills the memory."""
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_PLAIN = re.compile(r"[\w./+:()-]{1,200}", re.ASCII)
 """What a record's key must match as a whole."""
 
 
@@ -89,8 +90,20 @@ def claim(lines: dict[str, int], key: str, line: int, path: Path) -> None:
     first = lines.setdefault(key, line)
     if first != line:
         raise SourceError(
-            f"key appears twice: {key!r} on lines {first} and {line}", where=path, remedy="Remove one of the rows."
+            f"key appears twice: {quoted(key)} on lines {first} and {line}",
+            where=path,
+            remedy="Remove one of the rows.",
         )
+
+
+def quoted(cell: str) -> str:
+    """Return a cell as a message may repeat it: a path or a name, never what could be a report in the wrong column.
+
+    Example:
+        >>> quoted("files/p10/a.jpg"), quoted("The lungs are clear.")
+        ("'files/p10/a.jpg'", '(not shown: it is no plain path)')
+    """
+    return repr(cell) if _PLAIN.fullmatch(cell) else "(not shown: it is no plain path)"
 
 
 def keys_from_paths(paths: Sequence[str]) -> list[str]:
@@ -143,8 +156,9 @@ def _find_column(header: Sequence[str], column: str, columns: Sequence[str], pat
     if column in header:
         raise SourceError(f"column {column!r} appears twice", where=path, remedy="Remove or rename one of them.")
     by_lower_case = {name.lower(): name for name in header}
-    nearest = difflib.get_close_matches(column.lower(), by_lower_case, n=1, cutoff=0.0)
-    hint = f" The nearest one present is {by_lower_case[nearest[0]][:80]!r}." if nearest else ""
+    # Only a name much like the one wanted is repeated: a table without a header begins with a patient's report.
+    nearest = difflib.get_close_matches(column.lower(), by_lower_case, n=1, cutoff=0.6)
+    hint = f" The nearest one present is {by_lower_case[nearest[0]]!r}." if nearest else ""
     raise SourceError(
         f"column {column!r} is missing", where=path, remedy=f"Expected the columns {', '.join(columns)}.{hint}"
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.manifest import DICTIONARY, Manifest, read_manifest
+from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, read_manifest
 from mrm_stream.packing.publish import sha256_of
 from mrm_stream.packing.shard import MEMBERS, ShardEntry, ShardIndex, index_path, read_index
 from mrm_stream.records import Sample
@@ -77,6 +77,21 @@ class ShardSet:
     def fingerprint(self) -> str:
         """What tells this split of this set from any other."""
         return f"{self.manifest.fingerprint}/{self.split}"
+
+    def tokenizer_file(self) -> Path:
+        """Return the tokenizer that the token ids are of.
+
+        Raises:
+            ShardError: The file is absent, or another one has taken its place.
+        """
+        path = self.directory / TOKENIZER
+        if not path.is_file() or sha256_of(path) != self.manifest.tokenizer_sha256:
+            raise ShardError(
+                "is not the tokenizer that these shards were packed with: their token ids would mean other words",
+                where=path,
+                remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
+            )
+        return path
 
     def sample(self, index: int) -> Sample:
         """Return the sample at an index, as views of its shard.

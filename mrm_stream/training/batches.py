@@ -108,4 +108,6 @@ class BatchMaker:
         )
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        tensor = torch.from_numpy(array)
+        # From pageable memory the copy would wait for everything that the GPU still has to do.
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor

@@ -81,8 +81,9 @@ def save_checkpoint(
         for path in temporary.iterdir():
             _sync_file(path)
         sync_folder(temporary)
-        if final.exists():  # The step was saved before, by a run that is now continued from an earlier one.
-            shutil.rmtree(final)
+        # Of this step or later ones, while the run was continued from an earlier one: they were found damaged.
+        for abandoned in [path for path in folder.glob("step-*") if path.name >= final.name]:
+            shutil.rmtree(abandoned)
         temporary.rename(final)
         sync_folder(folder)
         for old in sorted(folder.glob("step-*"))[:-keep]:

@@ -128,6 +128,11 @@ class Engine:
         module: nn.Module = self._engine.module
         return module
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that DeepSpeed left out since the start, because a gradient was not finite."""
+        return int(self._engine.skipped_steps)
+
     def step(self, batch: Batch, *, step: int, learning_rate: float) -> dict[str, Tensor]:
         """Train on one rank's share of a step.
 
@@ -171,6 +176,8 @@ class Engine:
         """Return Adam's moments, named `exp_avg.<parameter>` and so on, and `step`; on the first rank only."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if not self._base.state:  # No step was taken yet, or every one was skipped.
+            self._create_moments(0.0)
         self._link_moments()
         moments: dict[str, Tensor] = {}
         for moment in MOMENTS:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mrm_stream.config_file import load_config
-from mrm_stream.errors import ConfigError, TrainingError
+from mrm_stream.config_file import load_config, with_places
+from mrm_stream.errors import TrainingError
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.engine import batch_sizes
-from mrm_stream.training.run_directory import COMPLETE
+from mrm_stream.training.run_directory import COMPLETE, check_places
 
 _SCRIPT = Path(__file__).parents[1] / "train.py"
 
 
 def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequence[str], ranks: int | None) -> Path:
-    """Run `deepspeed mrm_stream/train.py` here, and wait for it.
+    """Run `train.py` on some ranks of this machine, below torchrun, and wait for it.
+
+    torchrun rather than DeepSpeed's launcher: it keeps to CUDA_VISIBLE_DEVICES, finds a free port, passes a request to
+    stop on to every rank, and waits until they have saved.
 
     Args:
         config: YAML file of settings.
@@ -34,25 +35,22 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
 
     Raises:
         ConfigError: A setting is wrong; this and the next are found before any rank is started.
-        ShardError: There is no such data set.
+        ShardError: There is no such data set, or its tokenizer is another.
         TrainingError: The run ended early; why, the ranks have said themselves.
     """
-    named = [f"{name}={value}" for name, value in (("data.shards", shards), ("run.out", out)) if value is not None]
-    settings = load_config(config, [*overrides, *named])
-    for name, value in (("data.shards", settings.data.shards), ("run.out", settings.run.out)):
-        if not value:
-            raise ConfigError("is not set", where=name, remedy=f"Give --{name.split('.')[1]} DIR.")
-    ShardSet.open(Path(settings.data.shards), settings.data.split)
+    settings = with_places(load_config(config, overrides), shards=shards, out=out)
+    check_places(settings)
     count = ranks or _devices()
     batch_sizes(settings.optim, count)
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus", str(count)]
-    command += ["--master_port", str(_free_port()), str(_SCRIPT), "--config", str(config)]
-    command += [word for override in (*overrides, *named) for word in ("--set", override)]
+    ShardSet.open(Path(settings.data.shards), settings.data.split).tokenizer_file()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    command += [str(_SCRIPT), "--config", str(config)]
+    command += ["--shards", settings.data.shards, "--out", settings.run.out]
+    command += [word for override in overrides for word in ("--set", override)]
     status = _wait(command)
-    # The launcher may exit with 0 though a rank was killed by a signal: only the mark of a complete run counts.
-    if not (Path(settings.run.out) / COMPLETE).exists():
+    if status != 0 or not (Path(settings.run.out) / COMPLETE).exists():
         raise TrainingError(
-            f"the run has stopped before its end (the launcher's exit status is {status})",
+            f"the run has stopped before its end (exit status {status})",
             where=settings.run.out,
             remedy="Mend what is said above, if anything; the same command continues the run from its last checkpoint.",
         )
@@ -60,17 +58,12 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
 
 
 def _wait(command: list[str]) -> int:
-    """Run a command in a session of its own, pass SIGTERM and SIGINT on to it once, and return its exit status."""
-    environment = dict(os.environ)
-    if not _has_gpu():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    # Its own session: an interrupt from the keyboard then reaches the ranks once, by us, and not twice.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-
-    def pass_on(number: int, _: object) -> None:
-        os.killpg(process.pid, number)
-
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Run a command, pass SIGTERM and SIGINT on to it, and return its exit status."""
+    # Its own session: an interrupt from the keyboard reaches it through us alone.
+    process = subprocess.Popen(command, start_new_session=True)
+    previous = {
+        number: signal.signal(number, lambda *_: process.terminate()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         return process.wait()
     finally:
@@ -78,21 +71,7 @@ def _wait(command: list[str]) -> int:
             signal.signal(number, handler)
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def _devices() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def _free_port() -> int:
-    # The launcher's fixed 29500 lets two runs on one machine meet.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mrm_stream.config import Config
-from mrm_stream.config_file import dump_config
-from mrm_stream.errors import CheckpointError, ShardError
+from mrm_stream.config_file import dump_config, load_config
+from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.weights import export_encoder, initialise
-from mrm_stream.packing.manifest import TOKENIZER
-from mrm_stream.packing.publish import sha256_of
+from mrm_stream.packing.publish import publish_bytes
 from mrm_stream.records import Batch
 from mrm_stream.runtime import Runtime, stop_on_signal
 from mrm_stream.stream.loader import Loader
@@ -29,16 +28,19 @@ from mrm_stream.training.checkpoint import Checkpoint, newest_checkpoint, open_c
 from mrm_stream.training.engine import Engine, batch_sizes
 from mrm_stream.training.metrics import MetricsLog, Window
 from mrm_stream.training.ranks import Ranks
-from mrm_stream.training.run_directory import COMPLETE, ENCODER, prepare_run
+from mrm_stream.training.run_directory import COMPLETE, CONFIG, ENCODER, check_places, prepare_run
 from mrm_stream.training.schedule import learning_rate, total_steps
+
+MAX_SKIPPED_STEPS = 100
+"""DeepSpeed itself leaves out steps with infinite gradients without end; more than a few mean that the run is lost."""
+_SHOWN = {"image_loss": "image", "report_loss": "report", "report_loss_masked": "hidden words"}
 
 log = logging.getLogger(__name__)
 
 
-def make_model(config: Config, shards: ShardSet) -> MaskedRecordModel:
-    """Return a freshly initialised model for a data set; the same weights for the same seed."""
+def make_model(config: Config, vocabulary: int) -> MaskedRecordModel:
+    """Return a freshly initialised model for a tokenizer of so many entries; the same weights for the same seed."""
     torch.manual_seed(config.seed)
-    vocabulary = shards.manifest.vocabulary
     return MaskedRecordModel(config.model, config.method, config.data, vocabulary=vocabulary)
 
 
@@ -48,18 +50,11 @@ def make_batches(config: Config, shards: ShardSet, device: torch.device) -> Batc
     Raises:
         ShardError: The tokenizer beside the shards is not the one that they were packed with.
     """
-    tokenizer = shards.directory / TOKENIZER
-    if not tokenizer.exists() or sha256_of(tokenizer) != shards.manifest.tokenizer_sha256:
-        raise ShardError(
-            "is not the tokenizer that these shards were packed with: their token ids would mean other words",
-            where=tokenizer,
-            remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
-        )
     return BatchMaker(
         config.data,
         config.method,
         patches=(config.data.lr_size // config.model.patch) ** 2,
-        tokenizer=tokenizer,
+        tokenizer=shards.tokenizer_file(),
         seed=config.seed,
         device=device,
     )
@@ -87,6 +82,34 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -
     model.load_state_dict(weights)
 
 
+def load_run(run: Path) -> tuple[Config, Checkpoint, MaskedRecordModel]:
+    """Return a run's settings, its newest whole checkpoint, and the model with its weights, on the CPU.
+
+    Raises:
+        ConfigError: There is no run here.
+        CheckpointError: It has saved nothing yet, or what it saved is damaged.
+    """
+    if not (run / CONFIG).exists():
+        raise ConfigError("there is no run here", where=run, remedy="Give the directory that a run was told as --out.")
+    config = load_config(run / CONFIG)
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        raise CheckpointError("has no checkpoint yet", where=run, remedy="Wait until the run has saved one.")
+    model = make_model(config, checkpoint.state["vocabulary"])
+    load_weights(model, checkpoint.weights(), checkpoint.directory)
+    return config, checkpoint, model
+
+
+def _check_finite(weights: Mapping[str, Tensor], step: int) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise TrainingError(
+                f"{name} holds numbers that are not finite at step {step}; nothing was saved",
+                where="training",
+                remedy="Continue from the last checkpoint with a smaller optim.base_lr or with optim.gradient_clip.",
+            )
+
+
 class Pretraining:
     """A run in progress on one rank: what the loop needs to step, log, save and stop."""
 
@@ -98,12 +121,13 @@ class Pretraining:
         """
         self.config, self.runtime = config, runtime
         self.out = Path(config.run.out)
+        check_places(config)
         batch_sizes(config.optim, runtime.world)  # Refused now, before anything slow.
         self.ranks = Ranks(runtime)
         self.shards = ShardSet.open(Path(config.data.shards), config.data.split)
         self.steps = total_steps(len(self.shards), config.optim)
         checkpoint = self._newest()
-        model = make_model(config, self.shards)
+        model = make_model(config, self.shards.manifest.vocabulary)
         if checkpoint is not None:
             load_weights(model, checkpoint.weights(), checkpoint.directory)
         elif config.run.init:
@@ -122,11 +146,12 @@ class Pretraining:
             max_bad_samples=config.data.max_bad_samples,
         )
         self.window = Window()
-        self.step = 0
+        self.step, self.rate = 0, 0.0
         if checkpoint is not None:
             self._take_up(checkpoint)
         self.metrics = MetricsLog(self.out, resumed_at=self.step) if runtime.is_first else None
-        self._clock, self._waited = time.perf_counter(), 0.0
+        # What the clock has seen: a stretch that an earlier process began is only in part this one's work.
+        self._clock, self._waited, self._clocked = time.perf_counter(), 0.0, self.step
 
     @property
     def epoch(self) -> float:
@@ -136,40 +161,44 @@ class Pretraining:
     def train_step(self) -> None:
         """Take the next batch and one optimizer step."""
         batch = next(self.loader)
-        rate = learning_rate(self.epoch, self.config.optim)
-        self.window.add(self.engine.step(batch, step=self.step, learning_rate=rate))
+        self.rate = learning_rate(self.epoch, self.config.optim)
+        self.window.add(self.engine.step(batch, step=self.step, learning_rate=self.rate))
         self.step += 1
 
     def report(self) -> None:
         """Log the stretch since the last report.
 
         Raises:
-            TrainingError: The loss is no longer a finite number.
+            TrainingError: The loss is no longer a finite number, or too many samples or steps had to be left out.
         """
         now, waited = time.perf_counter(), self.loader.seconds_waited
-        steps, losses = self.window.steps, self.window.finite_means(self.step)
+        losses = self.window.finite_means(self.step)
         self.window.clear()
         elapsed = now - self._clock
-        samples_per_s = steps * self.config.optim.batch_size / elapsed
+        samples_per_s = (self.step - self._clocked) * self.config.optim.batch_size / elapsed
+        bad = len({index for found in self.ranks.gather(self.loader.bad_samples) for index in found})
         values = {
             "epoch": self.epoch,
             **losses,
-            "learning_rate": learning_rate(self.epoch, self.config.optim),
+            "learning_rate": self.rate,
             "samples_per_s": samples_per_s,
             "waiting_share": (waited - self._waited) / elapsed,
-            "bad_samples": len(self.loader.bad_samples),
+            "bad_samples": bad,
+            "skipped_steps": self.engine.skipped_steps,
         }
-        self._clock, self._waited = now, waited
+        self._clock, self._waited, self._clocked = now, waited, self.step
+        self._check_budgets(bad)
         if self.metrics is None:
             return
         self.metrics.write(self.step, values)
         left = timedelta(seconds=round((self.steps - self.step) * self.config.optim.batch_size / samples_per_s))
-        parts = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in losses.items())
+        parts = ", ".join(f"{shown} {losses[name]:.3f}" for name, shown in _SHOWN.items() if name in losses)
         log.info(
-            "step %d/%d, epoch %.1f: %s; %.1f samples/s, waiting %.0f %%, %s left",
+            "step %d/%d, epoch %.1f: loss %.3f (%s); %.1f samples/s, waiting %.0f %%, %s left",
             self.step,
             self.steps,
             self.epoch,
+            losses["loss"],
             parts,
             samples_per_s,
             100 * values["waiting_share"],
@@ -180,17 +209,22 @@ class Pretraining:
         """Publish a checkpoint; return the whole weights, on the first rank.
 
         Raises:
-            TrainingError: The loss is no longer finite: such weights are not saved over good ones.
+            TrainingError: A weight is not a finite number: such weights are not saved over good ones.
         """
-        if self.window.steps:
-            self.window.finite_means(self.step)
         weights, moments = self.engine.full_weights(), self.engine.full_moments()
         windows = self.ranks.gather(self.window.state_dict())
         loaders = self.ranks.gather(self.loader.state_dict())
         bad = sorted({index for loader in loaders for index in loader["bad_samples"]})
-        state = {"step": self.step, "loader": {**loaders[0], "bad_samples": bad}, "windows": windows}
+        state = {
+            "step": self.step,
+            "loader": {**loaders[0], "bad_samples": bad},
+            "windows": windows,
+            "vocabulary": self.shards.manifest.vocabulary,
+            "tokenizer_sha256": self.shards.manifest.tokenizer_sha256,
+        }
 
         def publish() -> Path:
+            _check_finite(weights, self.step)
             return save_checkpoint(self.out, weights, moments, state, keep=self.config.run.keep)
 
         saved = self.ranks.first(publish)
@@ -200,10 +234,10 @@ class Pretraining:
     def finish(self, weights: Mapping[str, Tensor]) -> None:
         """Export the encoder and leave the mark of a complete run; on the first rank."""
         # A model of its own: under ZeRO-3 the trained one is spread over the ranks.
-        model = make_model(self.config, self.shards)
+        model = make_model(self.config, self.shards.manifest.vocabulary)
         load_weights(model, weights, self.out)
         export_encoder(model, self.out / ENCODER, {"config": dump_config(self.config)})
-        (self.out / COMPLETE).write_text(json.dumps({"step": self.step, "encoder": ENCODER}) + "\n")
+        publish_bytes(self.out / COMPLETE, json.dumps({"step": self.step, "encoder": ENCODER}).encode() + b"\n")
         log.info("complete: the encoder is %s", self.out / ENCODER)
 
     def close(self) -> None:
@@ -215,13 +249,27 @@ class Pretraining:
 
     def _newest(self) -> Checkpoint | None:
         def prepare() -> Path | None:
-            prepare_run(self.out, self.config)
+            self._lock = prepare_run(self.out, self.config)
             newest = newest_checkpoint(self.out)
             return newest.directory if newest is not None else None
 
         # One rank chooses: ranks that each looked for themselves could continue from different steps.
         directory = self.ranks.first(prepare)
         return open_checkpoint(directory) if directory is not None else None
+
+    def _check_budgets(self, bad: int) -> None:
+        if bad > self.config.data.max_bad_samples:
+            raise TrainingError(
+                f"{bad} damaged samples were replaced, more than data.max_bad_samples allows",
+                where=self.shards.directory,
+                remedy="Pack the set again, or raise data.max_bad_samples.",
+            )
+        if self.engine.skipped_steps > MAX_SKIPPED_STEPS:
+            raise TrainingError(
+                f"{self.engine.skipped_steps} steps were left out, as their gradients were not finite",
+                where="training",
+                remedy="Continue from the last checkpoint with a smaller optim.base_lr or with optim.gradient_clip.",
+            )
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = checkpoint.state
@@ -245,7 +293,7 @@ def pretrain(config: Config, runtime: Runtime) -> bool:
         run = Pretraining(config, runtime)
         try:
             log.info("%d samples, %d steps on %d rank(s)", len(run.shards), run.steps, runtime.world)
-            saved_at, stopping, weights = -1, False, {}
+            started_at, saved_at, stopping, weights = run.step, -1, False, {}
             while run.step < run.steps and not stopping:
                 run.train_step()
                 if run.step % config.run.log_every == 0:
@@ -253,10 +301,14 @@ def pretrain(config: Config, runtime: Runtime) -> bool:
                 stopping = run.ranks.any(bool(stop))
                 if run.step % config.run.save_every == 0 or stopping:
                     weights, saved_at = run.save(), run.step
+            if run.window.steps and not stopping:
+                run.report()
             if run.step < run.steps:
                 log.warning("stopped at step %d of %d; start it again to continue", run.step, run.steps)
                 return False
-            if saved_at != run.step:
+            if run.step == started_at:  # Every step was taken before; perhaps the encoder was not exported.
+                weights = run.engine.full_weights()
+            elif saved_at != run.step:
                 weights = run.save()
             run.ranks.first(lambda: run.finish(weights))
             return True

@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrm_stream.errors import TrainingError
+from mrm_stream.packing.publish import publish_bytes
+
+METRICS = "metrics.jsonl"
 
 
 class Window:
@@ -71,6 +74,13 @@ class Window:
         }
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log; an incomplete last one, of a run that writes or was killed, is left out."""
+    path = run / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard's files below a run's directory."""
 
@@ -78,11 +88,9 @@ class MetricsLog:
         """Open both; what a killed run logged after the checkpoint it is resumed from is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        path = directory / "metrics.jsonl"
-        if path.exists():
-            # A killed run may have left half a line at the end.
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= resumed_at))
+        path = directory / METRICS
+        kept = [line for line in read_metrics(directory) if line["step"] <= resumed_at]
+        publish_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
 

@@ -10,13 +10,15 @@ RUN/config.yaml           every setting, as resolved
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mrm_stream.config import Config
 from mrm_stream.config_file import dump_config, load_config
 from mrm_stream.errors import ConfigError
+from mrm_stream.packing.publish import publish_bytes
 
 CONFIG, ENCODER, COMPLETE = "config.yaml", "encoder.safetensors", "complete.json"
 
@@ -33,14 +35,40 @@ _MAY_CHANGE = (
 )
 
 
-def prepare_run(out: Path, config: Config) -> None:
+def check_places(config: Config) -> None:
+    """Raise ConfigError if the data set or the run's directory is not set."""
+    for name, value in (("data.shards", config.data.shards), ("run.out", config.run.out)):
+        if not value:
+            raise ConfigError("is not set", where=name, remedy=f"Give --{name.split('.')[1]} DIR.")
+
+
+def prepare_run(out: Path, config: Config) -> IO[bytes]:
     """Create a run's directory, or check that the run found there is this one; then save the settings.
 
+    Returns:
+        A lock on the directory: it lasts as long as this file is open.
+
     Raises:
-        ConfigError: The run there has other settings; each one is named.
+        ConfigError: Another process trains in it; or the run there has saved something and has other settings, each
+            of which is named.
+        ShardError: It cannot be written to.
     """
     path = out / CONFIG
-    if path.exists():
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("wb")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be written: {error.strerror}", where=out, remedy="Choose another run.out."
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ConfigError(
+            "another process is training in this directory", where=out, remedy="Wait for it, or choose another run.out."
+        ) from error
+    if path.exists() and any((out / "checkpoints").glob("step-*")):
         earlier = _flat(asdict(load_config(path)))
         changed = [
             f"{name} was {earlier[name]!r}, is {value!r}"
@@ -53,13 +81,8 @@ def prepare_run(out: Path, config: Config) -> None:
                 where=out,
                 remedy="Take the settings back to continue it, or choose another run.out.",
             )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_config(config))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be written: {error.strerror}", where=path, remedy="Choose another run.out."
-        ) from error
+    publish_bytes(path, dump_config(config).encode())
+    return lock
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

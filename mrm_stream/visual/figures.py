@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.packing.publish import publish_bytes
+from mrm_stream.training.metrics import read_metrics
 from mrm_stream.visual.restorations import RestoredSample, Word
 
 PANEL = 336
@@ -103,10 +103,9 @@ def curves_figure(run: Path) -> Image.Image:
     """
     from matplotlib.figure import Figure
 
-    path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = read_metrics(run)
     if not lines:
-        raise MrmStreamError("has logged nothing yet", where=path, remedy="Wait until the run has logged some steps.")
+        raise MrmStreamError("has logged nothing yet", where=run, remedy="Wait until the run has logged some steps.")
     names = [name for name in ("image_loss", "report_loss", "report_loss_masked") if name in lines[0]]
     figure = Figure(figsize=(4 * len(names), 3), dpi=110, layout="constrained")
     epochs = [line["epoch"] for line in lines]
@@ -121,15 +120,28 @@ def curves_figure(run: Path) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def save_figure(picture: Image.Image, path: Path) -> None:
-    """Write a picture, readable by its owner only: it may show a patient's data.
+def check_place(path: Path) -> None:
+    """Make the folder of a picture that is to be drawn.
 
     Raises:
-        MrmStreamError: It cannot be written, or is not to be a PNG.
+        MrmStreamError: The picture is not to be a PNG, or its folder cannot be made.
     """
     if path.suffix != ".png":
         raise MrmStreamError("pictures are written as PNG", where=path, remedy="Give a name that ends in .png.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MrmStreamError(
+            f"the folder cannot be made: {error.strerror}", where=path.parent, remedy="Choose another place."
+        ) from error
+
+
+def save_figure(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, readable by its owner only: it may show a patient's data.
+
+    Raises:
+        ShardError: It cannot be written.
+    """
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     publish_bytes(path, buffer.getvalue())

@@ -10,15 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrm_stream.config_file import load_config
 from mrm_stream.errors import CheckpointError, ConfigError, ShardError
-from mrm_stream.packing.manifest import TOKENIZER
 from mrm_stream.packing.tokenizer import CLS, PAD, load_tokenizer, token_strings
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.reader import ShardSet
-from mrm_stream.training.checkpoint import newest_checkpoint
-from mrm_stream.training.loop import load_weights, make_batches, make_model
-from mrm_stream.training.run_directory import CONFIG
+from mrm_stream.training.loop import load_run, make_batches
 
 
 @dataclass(frozen=True)
@@ -57,16 +53,17 @@ def restore_samples(run: Path, shards: Path | None, split: str | None, count: in
         ConfigError: There is no run here, or it has no image decoder or no report decoder.
         ShardError: The data set cannot be read.
     """
-    config = load_config(run / CONFIG)
+    config, checkpoint, model = load_run(run)
     if not config.method.image_loss_weight or not config.method.report_loss_weight:
         raise ConfigError("the run restores only one of image and report", where=run, remedy="Take a run of both.")
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is None:
-        raise CheckpointError("has no checkpoint yet", where=run, remedy="Wait until the run has saved one.")
     opened = _open(shards or Path(config.data.shards), split)
+    if opened.manifest.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
+        raise CheckpointError(
+            f"was trained with another tokenizer than that of {opened.directory}",
+            where=checkpoint.directory,
+            remedy="Pack the set with --tokenizer and the tokenizer.json of the shards that the run was trained on.",
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = make_model(config, opened)
-    load_weights(model, checkpoint.weights(), checkpoint.directory)
     model.to(device).eval()
     batches = make_batches(config, opened, device)
     indexes = np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int).tolist()
@@ -76,7 +73,7 @@ def restore_samples(run: Path, shards: Path | None, split: str | None, count: in
     restoration = model.restore(batch)
     assert restoration.image_BCHW is not None
     assert restoration.token_ids_BL is not None
-    tokenizer = load_tokenizer(opened.directory / TOKENIZER)
+    tokenizer = load_tokenizer(opened.tokenizer_file())
     token_ids_BL, is_masked_BL = batch.token_ids_BL.cpu(), batch.token_is_masked_BL.cpu()
     restored_ids_BL = restoration.token_ids_BL.cpu()
     is_word_BL = (token_ids_BL != PAD) & (token_ids_BL != CLS)

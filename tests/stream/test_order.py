@@ -85,7 +85,7 @@ def test_rank_slices_tile_the_batch(share: int, world: int) -> None:
     assert [place for rank in range(world) for place in batch[rank_slice(len(batch), rank, world)]] == batch
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @settings(max_examples=10_000, deadline=None)
 @given(
     SIZES,

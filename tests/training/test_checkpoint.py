@@ -35,7 +35,7 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 10, 9):
+    for step in (1, 2, 9, 10):
         save(tmp_path, step)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000009", "step-00000010"]
 
@@ -59,6 +59,17 @@ def test_every_damaged_byte_is_found_and_the_one_before_is_taken(tmp_path: Path)
             assert found.state["step"] == 1
         (newest / name).write_bytes(whole)
     assert open_checkpoint(newest).state["step"] == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_give_way_to_those_of_the_continued_run(tmp_path: Path, keep: int) -> None:
+    save(tmp_path, 500)
+    (save(tmp_path, 1000) / "model.safetensors").write_bytes(b"")
+    for step in (600, 1000):
+        save(tmp_path, step, keep=keep)
+        found = newest_checkpoint(tmp_path)
+        assert found is not None
+        assert found.state["step"] == step
 
 
 def test_when_all_are_damaged_it_says_so_rather_than_start_again(tmp_path: Path) -> None:

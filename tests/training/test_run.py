@@ -30,7 +30,6 @@ def alone(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.slow
 def test_a_run_ends_with_everything_it_promises(alone: Run) -> None:
     assert json.loads((alone.out / "complete.json").read_text())["step"] == STEPS
     assert [line["step"] for line in alone.metrics()] == list(range(3, STEPS + 1, 3))
@@ -41,7 +40,6 @@ def test_a_run_ends_with_everything_it_promises(alone: Run) -> None:
     assert last["image_loss"] < first["image_loss"]
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_and_continued_is_bit_identical_to_one_left_alone(alone: Run, run: Run) -> None:
     run.launch_and_signal(signal.SIGKILL, lambda: run.saved(8))
     assert not (run.out / "complete.json").exists()
@@ -52,7 +50,6 @@ def test_a_run_that_is_killed_and_continued_is_bit_identical_to_one_left_alone(a
     assert same(weights(run), weights(alone))
 
 
-@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_first_and_loses_nothing(alone: Run, run: Run) -> None:
     run.launch_and_signal(signal.SIGTERM, lambda: bool(run.metrics()), "run.save_every=1000")
     # Nothing but the request to stop can have saved: a thousand steps are more than there are.
@@ -65,7 +62,6 @@ def test_a_run_that_is_asked_to_stop_saves_first_and_loses_nothing(alone: Run, r
     assert same(weights(run), weights(alone))
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(packed: Path, tmp_path: Path) -> None:
     """Other ranks add up the same gradients in another order, so the losses agree closely, not exactly."""
     exact = ("engine.precision=fp32", "model.report_decoder.dropout=0.0")
@@ -80,7 +76,6 @@ def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(packed: Path, tmp
         assert line == pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_every_zero_stage_takes_up_its_own_state_bit_for_bit() -> None:
     result = torchrun([str(Path(__file__).with_name("zero_stages.py"))], ranks=2)
     assert result.returncode == 0, result.stderr
