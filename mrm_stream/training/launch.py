@@ -47,7 +47,11 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
     command += [str(_SCRIPT), "--config", str(config)]
     command += ["--shards", settings.data.shards, "--out", settings.run.out]
     command += [word for override in overrides for word in ("--set", override)]
-    status = _wait(command)
+    status, asked = _wait(command)
+    if asked:
+        raise TrainingError(
+            "the run was asked to stop", where=settings.run.out, remedy="The same command continues it, where it saved."
+        )
     if status != 0 or not (Path(settings.run.out) / COMPLETE).exists():
         raise TrainingError(
             f"the run has stopped before its end (exit status {status})",
@@ -57,15 +61,20 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
     return Path(settings.run.out)
 
 
-def _wait(command: list[str]) -> int:
-    """Run a command, pass SIGTERM and SIGINT on to it, and return its exit status."""
+def _wait(command: list[str]) -> tuple[int, bool]:
+    """Run a command, pass SIGTERM and SIGINT on to it; return its exit status, and whether there were any."""
+    asked = False
+
+    def pass_on(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        process.terminate()
+
     # Its own session: an interrupt from the keyboard reaches it through us alone.
     process = subprocess.Popen(command, start_new_session=True)
-    previous = {
-        number: signal.signal(number, lambda *_: process.terminate()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        return process.wait(), asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

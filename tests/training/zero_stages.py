@@ -54,7 +54,7 @@ def main() -> None:
         continued = Engine(model, config, runtime)
         continued.load_moments(moments)
         same = losses(continued, range(3, 7)) == expected
-        print(f"stage-{stage}-rank-{runtime.rank}-{'same' if same else 'other'}", flush=True)  # noqa: T201
+        print(f"stage-{stage}-rank-{runtime.rank}-{'same' if same else 'other'}\n", end="", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
