@@ -51,6 +51,10 @@ class ShardError(MrmStreamError):
     """A packed data set is damaged, unfinished, or does not fit what it is used with."""
 
 
+class StorageError(MrmStreamError):
+    """A file or folder cannot be written: the disk is full, or the place may not be written to."""
+
+
 class CheckpointError(MrmStreamError):
     """A checkpoint is damaged, or belongs to another model or data set."""
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mrm_stream"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "records", "randomness", "config", "config_file", "runtime", "progress"}
+GROUND = {"errors", "records", "randomness", "config", "config_file", "runtime", "progress", "publish"}
 ALLOWED = {
     "sources": {"sources"},
     "packing": {"packing", "sources"},

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mrm_stream.errors import CheckpointError
 from mrm_stream.model.mrm import MaskedRecordModel
-from mrm_stream.packing.publish import publish_bytes
+from mrm_stream.publish import publish_bytes
 
 ENCODER_FORMAT, ENCODER_VERSION = "mrm-stream-encoder", "1"
 

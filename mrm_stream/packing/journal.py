@@ -21,8 +21,8 @@ from typing import Any
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
-from mrm_stream.packing.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sync_folder
 from mrm_stream.packing.shard import canonical_json
+from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sync_folder
 
 FOLDER = ".packing"
 _JOB = "job.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.publish import publish_bytes
 from mrm_stream.packing.shard import ShardEntry
+from mrm_stream.publish import publish_bytes
 from mrm_stream.records import SPLITS
 
 MANIFEST = "manifest.json"

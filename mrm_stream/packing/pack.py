@@ -28,10 +28,10 @@ from mrm_stream.packing.manifest import (
     read_manifest,
     write_manifest,
 )
-from mrm_stream.packing.publish import publish_bytes, sha256_of
 from mrm_stream.packing.shard import ShardEntry, canonical_json
 from mrm_stream.packing.tokenizer import VOCABULARY_LIMIT, load_tokenizer, train_tokenizer
 from mrm_stream.packing.worker import Job, Rejected, ShardPlan, ShardResult, die_with_parent, pack_shard, reason_of
+from mrm_stream.publish import publish_bytes, sha256_of
 from mrm_stream.randomness import Purpose, permutation
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.reading import read_report
@@ -120,7 +120,8 @@ def pack(
 
     Raises:
         SourceError: The data set is not laid out as its source expects.
-        ShardError: `out` is in use, or cannot be written to; a worker was killed; or no record at all can be used. No
+        StorageError: `out` cannot be written to.
+        ShardError: `out` is in use; a worker was killed; or no record at all can be used. No
             manifest is written then.
     """
     options = options or PackOptions()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.publish import FILE_MODE, HashingFile, publishing, sha256_of
+from mrm_stream.publish import FILE_MODE, HashingFile, publishing, sha256_of
 
 MEMBERS = ("jpg", "tok", "json", "txt.zst")
 """Extensions of a sample's members, in their order; the columns of `ShardIndex.offsets` and `.sizes`."""
@@ -116,7 +116,7 @@ def write_shard(tar: Path, samples: Iterable[PackedSample], *, staging: Path | N
         The manifest's entry, or None where there were no samples; then there are no files either.
 
     Raises:
-        ShardError: The disk is full or cannot be written to.
+        StorageError: The disk is full or cannot be written to.
     """
     remaining = iter(samples)
     first = next(remaining, None)

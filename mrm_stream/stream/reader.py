@@ -16,8 +16,8 @@ import numpy as np
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, read_manifest
-from mrm_stream.packing.publish import sha256_of
 from mrm_stream.packing.shard import MEMBERS, ShardEntry, ShardIndex, index_path, read_index
+from mrm_stream.publish import sha256_of
 from mrm_stream.records import Sample
 
 MAPPED_SHARDS = 256

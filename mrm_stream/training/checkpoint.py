@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrm_stream.errors import CheckpointError
-from mrm_stream.packing.publish import sha256_of, sync_folder
+from mrm_stream.publish import sha256_of, sync_folder
 
 FORMAT, VERSION = "mrm-stream-checkpoint", 1
 _MODEL, _MOMENTS, _STATE = "model.safetensors", "moments.safetensors", "state.json"

@@ -18,7 +18,7 @@ from mrm_stream.config_file import dump_config, load_config
 from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.weights import export_encoder, initialise
-from mrm_stream.packing.publish import publish_bytes
+from mrm_stream.publish import publish_bytes
 from mrm_stream.records import Batch
 from mrm_stream.runtime import Runtime, stop_on_signal
 from mrm_stream.stream.loader import Loader

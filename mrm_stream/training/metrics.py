@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrm_stream.errors import TrainingError
-from mrm_stream.packing.publish import publish_bytes
+from mrm_stream.publish import publish_bytes
 
 METRICS = "metrics.jsonl"
 

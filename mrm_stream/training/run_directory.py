@@ -18,7 +18,7 @@ from typing import IO, Any
 from mrm_stream.config import Config
 from mrm_stream.config_file import dump_config, load_config
 from mrm_stream.errors import ConfigError
-from mrm_stream.packing.publish import publish_bytes
+from mrm_stream.publish import publish_bytes
 
 CONFIG, ENCODER, COMPLETE = "config.yaml", "encoder.safetensors", "complete.json"
 
@@ -51,7 +51,7 @@ def prepare_run(out: Path, config: Config) -> IO[bytes]:
     Raises:
         ConfigError: Another process trains in it; or the run there has saved something and has other settings, each
             of which is named.
-        ShardError: It cannot be written to.
+        StorageError: It cannot be written to.
     """
     path = out / CONFIG
     try:

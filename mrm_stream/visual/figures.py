@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing.publish import publish_bytes
+from mrm_stream.publish import publish_bytes
 from mrm_stream.training.metrics import read_metrics
 from mrm_stream.visual.restorations import RestoredSample, Word
 
@@ -140,7 +140,7 @@ def save_figure(picture: Image.Image, path: Path) -> None:
     """Write a picture as PNG, readable by its owner only: it may show a patient's data.
 
     Raises:
-        ShardError: It cannot be written.
+        StorageError: It cannot be written.
     """
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)

@@ -169,7 +169,7 @@ def test_a_full_disk_is_named_and_nothing_is_half_published(
     job = start_job(mixed_set, out, workers, limit=min(shards) - 1)
     _, message = job.communicate(timeout=60)
     assert job.returncode == 1
-    assert message.startswith("ShardError: ")
+    assert message.startswith("StorageError: ")
     assert ".tar: cannot be written: File too large" in message
     assert "Made-up" not in message
     assert not list(out.rglob("*.tar"))

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrm_stream.errors import ShardError
-from mrm_stream.packing.publish import publish_bytes, publishing
+from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.packing.shard import (
     MEMBERS,
     PackedSample,
@@ -20,6 +19,7 @@ from mrm_stream.packing.shard import (
     verify_shard,
     write_shard,
 )
+from mrm_stream.publish import publish_bytes, publishing
 
 
 def make_sample(number: int) -> PackedSample:
@@ -177,5 +177,5 @@ def test_publishing_replaces_whole_files_only(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="absent/file: cannot be written: No such file"):
+    with pytest.raises(StorageError, match="absent/file: cannot be written: No such file"):
         publish_bytes(tmp_path / "absent" / "file", b"")

@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from mrm_stream.errors import SourceError
+from mrm_stream.sources.mimic import FINDINGS
 from mrm_stream.sources.phantom.exposure import pose
 from mrm_stream.sources.phantom.grid import LEFT_EDGE, PIXELS_PER_UNIT, TOP_EDGE
-from mrm_stream.sources.phantom.report import LABELS, Report, write_report
+from mrm_stream.sources.phantom.report import Report, write_report
 from mrm_stream.sources.phantom.subject import (
     CM_PER_UNIT,
     LEFT,
@@ -118,9 +119,9 @@ def test_tables_have_the_columns_and_plausible_values(tree: Path) -> None:
     ]
     assert {row["ViewPosition"] for row in metadata} == {"PA", "AP"}
     assert all(re.fullmatch(r"2[12]\d\d(0[1-9]|1[0-2])[0-3]\d", row["StudyDate"]) for row in metadata)
-    assert list(labels[0]) == ["subject_id", "study_id", *LABELS]
+    assert list(labels[0]) == ["subject_id", "study_id", *FINDINGS]
     assert [row["study_id"] for row in labels] == list(dict.fromkeys(row["study_id"] for row in metadata))
-    assert {row[label] for row in labels for label in LABELS} == {"1.0", "0.0", "-1.0", ""}
+    assert {row[label] for row in labels for label in FINDINGS} == {"1.0", "0.0", "-1.0", ""}
     header = (tree / "mimic-cxr-2.0.0-split.csv.gz").read_bytes()[:10]
     assert header[4:8] == bytes(4), "a time in the gzip header changes the bytes from run to run"
 
@@ -232,7 +233,7 @@ def test_reports_grade_by_the_drawn_size(reports: list[tuple[Study, Report]]) ->
 def test_labels_say_what_the_report_says(reports: list[tuple[Study, Report]]) -> None:
     seen: Counter[tuple[str, int]] = Counter()
     for study, report in reports:
-        assert report.labels.keys() <= set(LABELS)
+        assert report.labels.keys() <= set(FINDINGS)
         seen.update(report.labels.items())
         for kind, label in LABEL_OF.items():
             denied = any(re.search(WORDS[kind], text) and is_denial(text) for text in sentences(report))

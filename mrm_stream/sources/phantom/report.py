@@ -11,24 +11,6 @@ from dataclasses import dataclass
 from mrm_stream.sources.phantom.draws import Draws, Level
 from mrm_stream.sources.phantom.subject import RIGHT, Finding, Kind, Study
 
-LABELS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-"""CheXpert's, in the order of MIMIC-CXR-JPG's table."""
-
 _LINE = 79
 _LABEL_OF = {
     Kind.EFFUSION: "Pleural Effusion",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from mrm_stream.sources.mimic import FINDINGS
 from mrm_stream.sources.phantom.draws import Draws, Level
 from mrm_stream.sources.phantom.listing import Entry
-from mrm_stream.sources.phantom.report import LABELS
 
 _METADATA = (
     "dicom_id",
@@ -32,7 +32,7 @@ _METADATA = (
 )
 _HEADERS: dict[str, tuple[str, ...]] = {
     "split": ("dicom_id", "study_id", "subject_id", "split"),
-    "chexpert": ("subject_id", "study_id", *LABELS),
+    "chexpert": ("subject_id", "study_id", *FINDINGS),
     "metadata": _METADATA,
 }
 
@@ -78,7 +78,7 @@ def table_row(
     )
     study_labels: tuple[object, ...] | None = None
     if labels is not None:
-        values = (float(labels[label]) if label in labels else "" for label in LABELS)
+        values = (float(labels[label]) if label in labels else "" for label in FINDINGS)
         study_labels = (entry.subject_id, entry.study_id, *values)
     return Row(
         entry.image_path, (entry.dicom_id, entry.study_id, entry.subject_id, entry.split), metadata, study_labels

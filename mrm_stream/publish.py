@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mrm_stream.errors import ShardError
+from mrm_stream.errors import StorageError
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -25,7 +25,7 @@ class HashingFile:
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Append `data`; raise ShardError where the disk takes no more."""
+        """Append `data`; raise StorageError where the disk takes no more."""
         # No buffer of Python's: what it could not write it would try again when closed, and raise from there.
         remaining = memoryview(data)
         with _naming(self._path):
@@ -45,7 +45,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ShardError(
+        raise StorageError(
             f"cannot be written: {error.strerror or type(error).__name__}",
             where=path,
             remedy="Free some space, or choose a directory that you may write to; then run the same command again.",
@@ -61,7 +61,7 @@ def publishing(path: Path, *, staging: Path | None = None) -> Iterator[HashingFi
         staging: Folder of the temporary file, on the same file system; by default the folder of `path`.
 
     Raises:
-        ShardError: The disk is full, or the place cannot be written to. Nothing is left behind.
+        StorageError: The disk is full, or the place cannot be written to. Nothing is left behind.
     """
     # The process's number keeps apart two writers of one file, should a worker outlive its parent for a moment.
     temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}"
@@ -109,7 +109,7 @@ def make_private_folder(path: Path) -> None:
     """Create `path`, and its parents, so that only its owner can look inside; one that is there is closed too.
 
     Raises:
-        ShardError: It cannot be created, or is not a folder.
+        StorageError: It cannot be created, or is not a folder.
     """
     with _naming(path):
         path.mkdir(parents=True, exist_ok=True)
