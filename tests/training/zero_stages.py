@@ -20,6 +20,7 @@ class Odd(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(16, 63), nn.LayerNorm(63), nn.Dropout(0.1), nn.Linear(63, 16))
         self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.offset: Tensor
         self.register_buffer("offset", torch.zeros(16))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
