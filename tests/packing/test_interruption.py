@@ -91,14 +91,17 @@ def test_killed_at_any_moment_and_run_again_the_bytes_are_the_same(
             # The parent alone: its workers must follow by themselves. Killing Python's resource tracker too, as the
             # death of the whole group would, leaves the pool's semaphores in /dev/shm.
             os.kill(job.pid, signal.SIGKILL)
-        job.communicate(timeout=20)
-        assert job.returncode in (0, -signal.SIGKILL)
+        _, said = job.communicate(timeout=20)
+        assert job.returncode in (0, -signal.SIGKILL), said
         if job.returncode:
             shards_at_kill.append(len(list(out.glob("*.tar"))))
         if (out / "manifest.json").exists():
             for entry in read_manifest(out).splits["train"]:
                 verify_shard(out, entry)
-        if job.returncode == 0:
+        # The signal may also come when all is done and the process is on its way out.
+        is_finished = (out / "manifest.json").exists() and not (out / FOLDER).exists()
+        assert is_finished or job.returncode
+        if is_finished:
             assert digests(out) == digests(packed)
             out = tmp_path / f"set-{attempt + 1}"
     assert len(shards_at_kill) >= 5
