@@ -7,7 +7,6 @@ traceback. What only a mistake of ours can cause is an `assert`. No message ever
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 
 class MrmStreamError(Exception):
@@ -15,11 +14,11 @@ class MrmStreamError(Exception):
 
     Args:
         what: What is wrong, as one clause.
-        where: The file, and the place in it, or the setting.
+        where: The file (a path or URL), and the place in it, or the setting.
         remedy: What to do about it.
     """
 
-    def __init__(self, what: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
+    def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
         self.what = what
         self.where = str(where) if where is not None else None
         self.remedy = remedy
@@ -57,6 +56,10 @@ class StorageError(MrmStreamError):
 
 class CheckpointError(MrmStreamError):
     """A checkpoint is damaged, or belongs to another model or data set."""
+
+
+class ClusterError(MrmStreamError):
+    """The processes that share the work, here or on other machines, cannot be reached, or were killed."""
 
 
 class RecordError(MrmStreamError):

@@ -1,14 +1,17 @@
-"""Files that are either whole or not there: written under a temporary name, synced, then renamed."""
+"""Files that are either whole or not there: written under a temporary name, synced, then renamed or uploaded."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mrm_stream.errors import StorageError
+from mrm_stream.storage import Place, read_pieces, upload
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -53,20 +56,34 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def publishing(path: Path, *, staging: Path | None = None) -> Iterator[HashingFile]:
+def publishing(path: Place, *, staging: Place | None = None) -> Iterator[HashingFile]:
     """Write a file that appears at `path` only when the block ends without an exception.
 
     Args:
-        path: Where it will be; what lies there is replaced.
-        staging: Folder of the temporary file, on the same file system; by default the folder of `path`.
+        path: Where it will be; what lies there is replaced. A remote one is written to the machine's temporary folder
+            first, and uploaded.
+        staging: Folder of a local one's temporary file, on the same file system; by default the folder of `path`.
 
     Raises:
         StorageError: The disk is full, or the place cannot be written to. Nothing is left behind.
     """
-    # The process's number keeps apart two writers of one file, should a worker outlive its parent for a moment.
-    temporary = (staging or path.parent) / f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}"
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
+            local = Path(folder) / path.name
+            with _publishing_locally(local, local.parent) as file:
+                yield file
+            upload(local, path)
+        return
+    assert staging is None or isinstance(staging, Path), "a local file is not staged remotely"
+    with _publishing_locally(path, staging or path.parent) as file:
+        yield file
+
+
+@contextmanager
+def _publishing_locally(path: Path, staging: Path) -> Iterator[HashingFile]:
+    # Two writers of one file, on one machine or two, each have a temporary file of their own.
+    temporary = staging / f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     with _naming(path):
-        temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:
         try:
@@ -83,15 +100,17 @@ def publishing(path: Path, *, staging: Path | None = None) -> Iterator[HashingFi
         raise
 
 
-def publish_bytes(path: Path, data: bytes, *, staging: Path | None = None) -> str:
+def publish_bytes(path: Place, data: bytes, *, staging: Place | None = None) -> str:
     """Publish a small file and return its SHA-256; see `publishing`."""
     with publishing(path, staging=staging) as file:
         file.write(data)
     return file.sha256()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` survive a power cut."""
+def sync_folder(folder: Place) -> None:
+    """Make renames and removals in a local folder survive a power cut."""
+    if not isinstance(folder, Path):
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -99,18 +118,30 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Place) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for piece in read_pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
-def make_private_folder(path: Path) -> None:
+def make_private_folder(path: Place) -> None:
     """Create `path`, and its parents, so that only its owner can look inside; one that is there is closed too.
+
+    Remote storage has no folders to make, and its owner's settings decide who can look.
 
     Raises:
         StorageError: It cannot be created, or is not a folder.
     """
+    if not isinstance(path, Path):
+        return
     with _naming(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(FOLDER_MODE)
+        for folder in missing:  # or a power cut takes the folder, and all that was synced into it
+            sync_folder(folder.parent)

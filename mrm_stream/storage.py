@@ -1,0 +1,281 @@
+"""Directories here and elsewhere: a local path, or any URL that fsspec understands (s3://, gs://, memory://, ...).
+
+Both are used like a `pathlib.Path`; what differs (bounded reads, retries, time-outs) is in here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from mrm_stream.errors import StorageError
+
+if TYPE_CHECKING:
+    from mrm_stream.remote import RemotePlace
+
+    Place: TypeAlias = Path | RemotePlace
+else:
+    Place = Path  # annotations alone use it: fsspec is not imported for data that lie on a local disk
+
+T = TypeVar("T")
+
+ATTEMPTS = 8
+FIRST_PAUSE_S = 0.25
+"""Before the second attempt; doubled before each later one, so that eight take half a minute of pauses."""
+# Of storage that can be set so: a connection that does not answer is given up, then tried again.
+_CONNECT_S, _READ_S = 10, 30
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+# Final too, by name: botocore is not imported for it.
+_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "UnknownServiceError"}
+
+_PIECE = 16 << 20
+
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
+
+_logger = logging.getLogger(__name__)
+
+
+def place_of(text: str) -> Place:
+    """Return a directory or file, given as people type it: a path, or a URL with a scheme.
+
+    Raises:
+        StorageError: No fsspec implementation knows the scheme, or the package that serves it is not installed.
+
+    Example:
+        >>> place_of("shards/mimic"), place_of("memory://bucket/mimic").name
+        (PosixPath('shards/mimic'), 'mimic')
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme in ("file", "local"):
+        return Path(rest)
+    from mrm_stream.remote import RemotePlace
+
+    # A cached listing would not show what another process has written since.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in ("s3", "s3a"):
+        # Retries are ours: botocore's own would multiply with them. Spelt as botocore rewrites it in place: options that
+        # change no longer find the file system that was made with them, and each shard's job would make another.
+        options["config_kwargs"] = {
+            "connect_timeout": _CONNECT_S,
+            "read_timeout": _READ_S,
+            "retries": {"total_max_attempts": 1, "mode": "legacy"},
+        }
+    try:
+        place = RemotePlace(text, **options)
+        _ = place.fs
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"cannot be reached: {error}", where=text, remedy="For s3://: pip install 'mrm-stream[s3]'."
+        ) from error
+    return place
+
+
+def is_remote(place: Place) -> bool:
+    """Return whether a place is reached by URL."""
+    return not isinstance(place, Path)
+
+
+def retrying(act: Callable[[], T], where: Place) -> T:
+    """Return what `act` returns, tried again with growing pauses while remote storage fails as it does in passing.
+
+    What is final (no such file, no permission) is raised at once, as is anything of a local disk.
+
+    Raises:
+        StorageError: It still failed at the last attempt.
+    """
+    if isinstance(where, Path):
+        return act()
+    pause = FIRST_PAUSE_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return act()
+        except _FINAL:
+            raise
+        except Exception as error:  # every client has its own: botocore, aiohttp, asyncio and requests among them
+            if attempt == ATTEMPTS or type(error).__name__ in _FINAL_NAMES:
+                final = type(error).__name__ in _FINAL_NAMES
+                raise StorageError(
+                    f"remote storage failed{'' if final else f' {attempt} times'}: {_told(error)}",
+                    where=where,
+                    remedy="Check the URL and your credentials."
+                    if final
+                    else "Run the same command again when the storage answers: what is done is kept.",
+                ) from error
+            _logger.warning("%s: %s; trying again in %.2g s", where, type(error).__name__, pause)
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable")
+
+
+def permitted(act: Callable[[], T], where: Place) -> T:
+    """Return what `act` returns; see `retrying`.
+
+    Raises:
+        StorageError: As there, or permission is denied.
+    """
+    try:
+        return retrying(act, where)
+    except PermissionError as error:
+        raise StorageError(
+            f"permission denied: {_told(error)}", where=where, remedy="Check your credentials, and what they allow."
+        ) from error
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def read_whole(place: Place, limit: int) -> bytes:
+    """Return a file's bytes, one more than `limit` at most: a caller sees from the length that there are too many.
+
+    Raises:
+        FileNotFoundError: It is absent.
+        OSError: A local file cannot be read.
+        StorageError: Remote storage fails for good.
+    """
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            # Memory is taken for all that is asked for before a byte is read: no more than there is to read.
+            return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+
+    def fetch() -> bytes:
+        # One request for all of it, of known length: ranges past the end of an object are an error on some servers.
+        size = int(place.fs.info(place.path)["size"])
+        return b"" if size == 0 else _fetch(place, 0, min(size, limit + 1))
+
+    return retrying(fetch, place)
+
+
+def size_of(place: Place) -> int:
+    """Return a file's size in bytes.
+
+    Raises:
+        FileNotFoundError: It is absent.
+        OSError: The local disk says no.
+        StorageError: Remote storage fails for good.
+    """
+    if isinstance(place, Path):
+        return place.stat().st_size
+    return retrying(lambda: int(place.fs.info(place.path)["size"]), place)
+
+
+def read_pieces(place: Place) -> Iterator[bytes]:
+    """Yield a remote file's bytes in pieces of at most 16 MiB; each is fetched again where it did not come whole.
+
+    Raises:
+        FileNotFoundError: It is absent.
+        StorageError: Remote storage fails for good.
+    """
+    size = size_of(place)
+    for start in range(0, size, _PIECE):
+        yield retrying(partial(_fetch, place, start, min(size, start + _PIECE)), place)
+
+
+def _fetch(place: Place, start: int, end: int) -> bytes:
+    assert not isinstance(place, Path)
+    content: bytes = place.fs.cat_file(place.path, start=start, end=end)
+    if len(content) != end - start:
+        raise ConnectionError("fewer bytes came than the object has")
+    return content
+
+
+def names_in(folder: Place) -> set[str]:
+    """Return the names of the files and folders in a folder; none where it is absent.
+
+    Raises:
+        NotADirectoryError: It is a file.
+        StorageError: Remote storage fails for good, or does not let us look.
+    """
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+
+
+def remove(place: Place) -> None:
+    """Remove a file, if it is there; StorageError where remote storage fails for good, or denies it."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with suppress(FileNotFoundError):
+        permitted(lambda: place.fs.rm_file(place.path), place)
+
+
+def upload(local: Path, to: Place) -> None:
+    """Copy a local file to remote storage, where it appears whole or not at all.
+
+    Raises:
+        StorageError: Remote storage fails for good, or may not be written to.
+    """
+    assert not isinstance(to, Path)
+    # Object stores show an object when all of it has come; elsewhere a name of our own is exchanged at the end.
+    passing = to.path if to.protocol in _OBJECT_STORES else f"{to.path}.{secrets.token_hex(8)}.part"
+
+    def put() -> None:
+        _make_folder_of(to)
+        to.fs.put_file(str(local), passing)
+        if int(to.fs.info(passing)["size"]) != local.stat().st_size:
+            raise ConnectionError("fewer bytes arrived than were sent")
+        if passing != to.path:
+            to.fs.mv(passing, to.path)
+
+    _writing(put, to)
+
+
+def create_exclusively(place: Place, content: bytes) -> bool:
+    """Create a small remote file unless there is one; return whether it was created.
+
+    By a conditional write where storage has it (S3 does), so that one of two at the same time succeeds.
+
+    Raises:
+        StorageError: Remote storage fails for good, or may not be written to.
+    """
+    assert not isinstance(place, Path)
+
+    def create() -> None:
+        _make_folder_of(place)
+        place.fs.pipe_file(place.path, content, mode="create")
+
+    try:
+        _writing(create, place)
+    except FileExistsError:
+        # Ours after all, if the answer to an earlier attempt was lost on the way.
+        with suppress(FileNotFoundError):
+            return read_whole(place, len(content)) == content
+        return False
+    return True
+
+
+def overwrite(place: Place, content: bytes) -> None:
+    """Write a small remote file, whether there is one or not; StorageError as `create_exclusively`."""
+    assert not isinstance(place, Path)
+    _writing(lambda: place.fs.pipe_file(place.path, content), place)
+
+
+def _make_folder_of(place: Place) -> None:
+    assert not isinstance(place, Path)
+    if place.protocol not in _OBJECT_STORES:
+        place.fs.makedirs(place.path.rpartition("/")[0], exist_ok=True)
+
+
+def _writing(write: Callable[[], None], where: Place) -> None:
+    """Retry a write; FileExistsError passes, as one writer asks for it."""
+    try:
+        retrying(write, where)
+    except FileExistsError:
+        raise
+    except _FINAL as error:
+        raise StorageError(
+            f"cannot be written: {_told(error)}",
+            where=where,
+            remedy="Check that the bucket exists and that you may write to it.",
+        ) from error
