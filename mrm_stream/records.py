@@ -14,13 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 SPLITS = ("train", "validate", "test")
+
+
+class Box(NamedTuple):
+    """A rectangle around a finding, in pixels of the image as found."""
+
+    finding: str
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,15 @@ class Record:
     """One of `SPLITS`."""
     labels: Mapping[str, int] = field(default_factory=dict)
     """Finding to 1 (present), 0 (absent) or -1 (uncertain); findings that were not mentioned are left out."""
+    boxes: tuple[Box, ...] = ()
+    """Where findings are, as readers drew them."""
+    mask_path: str | None = None
+    """POSIX path below the root of an image as large as the radiograph; what is not 0 belongs to the finding."""
+    mask_runs: str | None = None
+    """The mask itself, in place of `mask_path`: pairs of first pixel and length, numbered from 1, down the columns,
+    left to right, of the image as found (Kaggle's run-length encoding); empty where nothing belongs to the finding."""
+    lists: tuple[str, ...] = ()
+    """Published lists that the record is on, such as `train_10` for a tenth of the training split."""
 
 
 @dataclass(frozen=True, slots=True)

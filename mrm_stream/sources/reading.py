@@ -12,16 +12,21 @@ import stat
 import zipfile
 import zlib
 from functools import lru_cache
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePosixPath
 
 from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.records import Record
+from mrm_stream.storage import Place, read_whole
 
 IMAGE_LIMIT = 256 << 20
 """Bytes in an image's file."""
 
 REPORT_LIMIT = 1 << 20
 """Bytes in a report."""
+
+ZIP_LIMIT = 512 << 20
+"""Bytes of a remote zip of reports, which every process holds in memory; MIMIC-CXR's has 135 MB."""
 
 # What zipfile lets through from a damaged archive (found by flipping bits, see the tests).
 _ZIP_FAULTS = (
@@ -35,7 +40,7 @@ _ZIP_FAULTS = (
 )
 
 
-def read_image(root: Path, record: Record) -> bytes:
+def read_image(root: Place, record: Record) -> bytes:
     """Return the image's file as it is, still encoded, at most 256 MiB.
 
     Raises:
@@ -44,7 +49,17 @@ def read_image(root: Path, record: Record) -> bytes:
     return _read_file(root, record.image_path, IMAGE_LIMIT, "image")
 
 
-def read_report(root: Path, record: Record) -> str:
+def read_mask(root: Place, record: Record) -> bytes:
+    """Return the file of `mask_path` as it is, still encoded, at most 256 MiB.
+
+    Raises:
+        RecordError: The file is missing, empty, too large, no regular file, or outside the root.
+    """
+    assert record.mask_path is not None
+    return _read_file(root, record.mask_path, IMAGE_LIMIT, "mask")
+
+
+def read_report(root: Place, record: Record) -> str:
     """Return the report as it stands, at most 1 MiB; it holds more than white space.
 
     Text that is not UTF-8 is refused rather than read as another encoding: a wrong guess would put noise among the
@@ -80,8 +95,10 @@ def read_report(root: Path, record: Record) -> str:
     return text
 
 
-def _read_file(root: Path, path: str, limit: int, noun: str) -> bytes:
+def _read_file(root: Place, path: str, limit: int, noun: str) -> bytes:
     """Return a file below the root; `noun` says in errors what it should have been."""
+    if not isinstance(root, Path):
+        return _checked(_read_object(root, path, limit, noun), limit, noun, f"{root}/{path}")
     where = str(root / path)
     try:
         resolved = _resolve_below(root, path)
@@ -90,16 +107,42 @@ def _read_file(root: Path, path: str, limit: int, noun: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise RecordError(f"the {noun} is not a regular file", where=where)
             # The size is checked before memory is taken, and again on what came: a file can grow in between.
-            content = file.read(limit + 1) if status.st_size <= limit else None
+            # Room is made for what is read, not for the limit: 256 MiB a file would cost more than reading it.
+            content = file.read(status.st_size + 1) if status.st_size <= limit else None
+            if content is not None and len(content) > status.st_size:  # it grew, or reports no size
+                content += file.read(limit + 1 - len(content))
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(f"the {noun} is missing", where=where) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise RecordError(f"the {noun} cannot be read", where=where, remedy=str(error)) from error
+    return _checked(content, limit, noun, where)
+
+
+def _checked(content: bytes | None, limit: int, noun: str, where: str) -> bytes:
+    """Return the content of a file, where it is neither too large (None, or longer than the limit) nor empty."""
     if content is None or len(content) > limit:
         raise RecordError(f"the {noun} is too large", where=where, remedy=f"At most {limit:,} bytes are read.")
     if not content:
         raise RecordError(f"the {noun} is empty", where=where)
     return content
+
+
+def _read_object(root: Place, path: str, limit: int, noun: str) -> bytes:
+    """Return a remote file; what storage says in passing is tried again, and then ends the job (StorageError)."""
+    _check_below(root, path)
+    try:
+        return read_whole(root / path, limit)
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecordError(f"the {noun} is missing", where=f"{root}/{path}") from None
+    except PermissionError as error:
+        raise RecordError(f"the {noun} cannot be read", where=f"{root}/{path}", remedy=str(error)) from error
+
+
+def _check_below(root: Place, path: str) -> None:
+    """A URL has no links to follow: its spelling decides."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "://" in path:
+        raise RecordError("the path leads out of the root", where=f"{root}, {path}")
 
 
 def _resolve_below(root: Path, path: str) -> Path:
@@ -119,10 +162,15 @@ def _open_plainly(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _read_member(root: Path, archive: str, member: str) -> bytes:
+def _read_member(root: Place, archive: str, member: str) -> bytes:
     where = f"{root / archive}::{member}"
+    path: Place
     try:
-        path = _resolve_below(root, archive)
+        if isinstance(root, Path):
+            path = _resolve_below(root, archive)
+        else:
+            _check_below(root, archive)
+            path = root / archive
     except FileNotFoundError:
         raise SourceError("the zip of the reports is missing", where=root / archive) from None
     reports = _open_zip(path, os.getpid())
@@ -136,9 +184,14 @@ def _read_member(root: Path, archive: str, member: str) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+def _open_zip(path: Place, process: int) -> zipfile.ZipFile:
     """Return an open zip, one a process: forked processes would move each other's place in the file."""
     try:
-        return zipfile.ZipFile(path)
+        if isinstance(path, Path):
+            return zipfile.ZipFile(path)
+        content = read_whole(path, ZIP_LIMIT)
+        if len(content) > ZIP_LIMIT:
+            raise SourceError(f"the zip is larger than {ZIP_LIMIT:,} bytes", where=path, remedy="Unpack it there.")
+        return zipfile.ZipFile(BytesIO(content))
     except _ZIP_FAULTS as error:
         raise SourceError(f"this is no readable zip ({error})", where=path, remedy="Fetch it again.") from error

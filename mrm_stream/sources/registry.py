@@ -3,58 +3,106 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS, Record
-from mrm_stream.sources.covid import list_covid
-from mrm_stream.sources.mimic import list_mimic
+from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, quoted
-from mrm_stream.sources.training_csv import list_training_csv
+from mrm_stream.storage import Place
 
-SOURCES: dict[str, Callable[[Path], Iterator[Record]]] = {
-    "mimic": list_mimic,
-    "training-csv": list_training_csv,
-    "covid": list_covid,
+# Name to the module in this folder that describes it, as its `SOURCE`.
+SOURCES = {
+    "mimic": "mimic",
+    "mimic-dicom": "mimic_dicom",
+    "chexpert-plus": "chexpert_plus",
+    "openi": "openi",
+    "padchest": "padchest",
+    "training-csv": "training_csv",
+    "nih": "nih",
+    "chexpert": "chexpert",
+    "rsna": "rsna",
+    "siim": "siim",
+    "covid": "covid",
+    "vindr": "vindr",
 }
 
+_LOOKED_FOR = 1_000
+"""Images that are looked for below a remote root, where each look-up is a request."""
 
-def list_records(name: str, root: Path) -> list[Record]:
-    """Return the records of a data set, in its own order.
+_logger = logging.getLogger(__name__)
 
-    Args:
-        name: One of `SOURCES`.
-        root: Directory laid out as the source expects.
+
+def find_source(name: str) -> Source:
+    """Return a source by its name.
 
     Raises:
-        SourceError: The source is unknown; the directory is not laid out as expected; it lists nothing, or has none of
-            the images listed; a key is not valid or appears twice; a subject is in two splits.
+        SourceError: There is none of this name.
     """
     if name not in SOURCES:
         nearest = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.0)[0]
         raise SourceError(
             f"unknown source {name!r}", remedy=f"Did you mean {nearest!r}? There are {', '.join(SOURCES)}."
         )
-    if not root.is_dir():
-        raise SourceError("there is no such directory", where=root, remedy="Check the root that you gave.")
-    records = list(SOURCES[name](root))
+    source = importlib.import_module(f"mrm_stream.sources.{SOURCES[name]}").SOURCE
+    assert isinstance(source, Source)
+    return source
+
+
+def list_records(name: str, root: Place, lists: Place | None = None) -> list[Record]:
+    """Return the records of a data set, in its own order.
+
+    Args:
+        name: One of `SOURCES`.
+        root: Directory laid out as the source expects.
+        lists: Folder of the reference code's list files, which then say what is in which split; None: the data set's
+            own splits.
+
+    Raises:
+        SourceError: The source is unknown, or the reference code has no lists for it; a directory is not laid out as
+            expected; it lists nothing, or has none of the images listed; a key is not valid or appears twice; a
+            subject is in two splits of the data set's own.
+    """
+    source = find_source(name)
+    for directory in (root,) if lists is None else (root, lists):
+        if not directory.is_dir():
+            raise SourceError("there is no such directory", where=directory, remedy="Check the path that you gave.")
+    if lists is None:
+        records = list(source.list_records(root))
+    elif source.list_by_files is None:
+        raise SourceError(
+            f"the reference code has no list files for {name}", where=lists, remedy="Pack it by its own splits."
+        )
+    else:
+        records = list(source.list_by_files(root, lists))
     if not records:
         raise SourceError("no images are listed", where=root, remedy=f"Check that this is a {name} directory.")
     _check_keys(records, root)
-    _check_splits(records, root)
-    # Stops at the first image that is there, as a rule at once.
-    if not any(os.path.isfile(os.path.join(root, record.image_path)) for record in records):  # noqa: PTH113, PTH118
+    _check_splits(records, root, may_overlap=lists is not None)
+    _check_images(records, root)
+    return records
+
+
+def _check_images(records: Sequence[Record], root: Place) -> None:
+    """Stops at the first image that is there, as a rule at once."""
+    if isinstance(root, Path):
+        found = any(os.path.isfile(os.path.join(root, record.image_path)) for record in records)  # noqa: PTH113, PTH118
+    else:
+        found = any((root / record.image_path).is_file() for record in islice(records, _LOOKED_FOR))
+    if not found:
         raise SourceError(
             f"no images under the root: none of the {len(records):,} listed exists",
             where=root,
             remedy=f"The first one should be {quoted(records[0].image_path)} below the root.",
         )
-    return records
 
 
-def _check_keys(records: Sequence[Record], root: Path) -> None:
+def _check_keys(records: Sequence[Record], root: Place) -> None:
     paths: dict[str, str] = {}
     for record in records:
         if not KEY_PATTERN.fullmatch(record.key):
@@ -72,17 +120,23 @@ def _check_keys(records: Sequence[Record], root: Path) -> None:
         paths[record.key] = record.image_path
 
 
-def _check_splits(records: Sequence[Record], root: Path) -> None:
+def _check_splits(records: Sequence[Record], root: Place, *, may_overlap: bool) -> None:
     """Views of one person in two splits would let the test see what the training saw."""
     split_of: dict[str, str] = {}
+    overlapping: set[str] = set()
     for record in records:
         if record.split not in SPLITS:
             raise SourceError(
                 f"unknown split {record.split[:80]!r}", where=root, remedy=f"There are {', '.join(SPLITS)}."
             )
         if record.subject and split_of.setdefault(record.subject, record.split) != record.split:
-            raise SourceError(
-                f"subject {record.subject[:80]!r} is in two splits: {split_of[record.subject]} and {record.split}",
-                where=root,
-                remedy="Splits are by subject: mend the split table.",
-            )
+            if not may_overlap:
+                raise SourceError(
+                    f"subject {record.subject[:80]!r} is in two splits: {split_of[record.subject]} and {record.split}",
+                    where=root,
+                    remedy="Splits are by subject: mend the split table.",
+                )
+            overlapping.add(record.subject)
+    if overlapping:
+        # Published lists are packed as published: scores on them are only comparable so.
+        _logger.warning("%d of %d subjects are in two splits of these lists", len(overlapping), len(split_of))

@@ -10,10 +10,12 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TextIO
+from io import BytesIO, TextIOWrapper
+from pathlib import PurePosixPath
+from typing import BinaryIO, TextIO, cast
 
 from mrm_stream.errors import SourceError
+from mrm_stream.storage import Place, is_remote, read_whole
 
 CELL_LIMIT = 1 << 20
 """Characters in one cell; the longest reports have some ten thousand."""
@@ -21,12 +23,15 @@ CELL_LIMIT = 1 << 20
 LINE_LIMIT = 4 << 20
 """Characters in one line: a compressed table can unpack to a line that fills the memory."""
 
+TABLE_LIMIT = 2 << 30
+"""Bytes of a remote table's file."""
+
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PLAIN = re.compile(r"[\w./+:()-]{1,200}", re.ASCII)
 """What a record's key must match as a whole."""
 
 
-def find_table(root: Path, name: str) -> Path:
+def find_table(root: Place, name: str) -> Place:
     """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, which is looked for first.
 
     Raises:
@@ -40,7 +45,7 @@ def find_table(root: Path, name: str) -> Path:
     )
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield each row of a UTF-8 table as (line it starts on, cells of `columns` in that order).
 
     Lines count from 1, the header's; blank lines are passed over; space around the header's names is ignored.
@@ -81,7 +86,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[s
         ) from error
 
 
-def claim(lines: dict[str, int], key: str, line: int, path: Path) -> None:
+def claim(lines: dict[str, int], key: str, line: int, path: Place) -> None:
     """Note that `key` stands on `line`; `lines` maps the keys seen so far to theirs.
 
     Raises:
@@ -130,13 +135,21 @@ def _hashed_key(stem: str, path: str) -> str:
     return f"{kept}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
 
 
-def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _open_text(path: Place) -> TextIO:
+    # A remote table is fetched whole, with retries, rather than read in pieces over minutes.
+    file: BinaryIO = BytesIO(_read_remote(path)) if is_remote(path) else path.open("rb")
+    unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
+    return TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
 
 
-def _bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
+def _read_remote(path: Place) -> bytes:
+    content = read_whole(path, TABLE_LIMIT)
+    if len(content) > TABLE_LIMIT:
+        raise SourceError(f"the table is larger than {TABLE_LIMIT:,} bytes", where=path)
+    return content
+
+
+def _bounded_lines(file: TextIO, path: Place) -> Iterator[str]:
     number = 1
     while line := file.readline(LINE_LIMIT + 1):
         if len(line) > LINE_LIMIT:
@@ -149,7 +162,7 @@ def _bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
         number += 1
 
 
-def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: Path) -> int:
+def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: Place) -> int:
     """Return the place of a column in the header; `columns` are all that are needed, for the message."""
     if header.count(column) == 1:
         return header.index(column)

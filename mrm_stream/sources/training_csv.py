@@ -7,14 +7,15 @@ every record is of the training split.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, keys_from_paths, read_rows
+from mrm_stream.storage import Place
 
 
-def list_training_csv(root: Path) -> Iterator[Record]:
+def list_training_csv(root: Place) -> Iterator[Record]:
     """Yield a record for each row, in the file's order; its key comes from the name of the image.
 
     Raises:
@@ -30,3 +31,6 @@ def list_training_csv(root: Path) -> Iterator[Record]:
         reports.append(report)
     for key, image_path, report in zip(keys_from_paths(list(lines)), lines, reports, strict=True):
         yield Record(key=key, image_path=image_path, report_text=report)
+
+
+SOURCE = Source(list_training_csv)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import logging
 import zipfile
 from pathlib import Path
 
@@ -159,3 +160,45 @@ def test_a_renamed_column_is_named_with_the_nearest(root: Path) -> None:
     _write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", header, METADATA)
     with pytest.raises(SourceError, match=r"column 'ViewPosition' is missing\n.*'view_position'"):
         list_records("mimic", root)
+
+
+RADIOLOGIST_COLUMNS = ["Airspace Opacity" if finding == "Lung Opacity" else finding for finding in FINDINGS]
+
+
+def _write_radiologists_table(root: Path, columns: list[str], rows: list[list[str]]) -> None:
+    with (root / "mimic-cxr-2.1.0-test-set-labeled.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["study_id", *columns], *rows])
+
+
+def test_release_2_1_0_has_radiologists_labels_for_test_studies(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A study of the training split keeps the labeler's, even if their table had it."""
+    test_labels = ["1.0" if name == "Airspace Opacity" else "" for name in RADIOLOGIST_COLUMNS]
+    _write_radiologists_table(
+        root, RADIOLOGIST_COLUMNS, [["50000002", *test_labels], ["50414267", *["0"] * len(test_labels)]]
+    )
+    labeler = ["11000011", "50000002", *["0.0"] * len(FINDINGS)]
+    _write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", ["subject_id", "study_id", *FINDINGS], [*LABELS, labeler])
+    with caplog.at_level(logging.INFO):
+        first, _, third = list_records("mimic", root)
+    assert third.labels == {"Lung Opacity": 1}
+    assert first.labels == {FINDINGS[0]: 1, FINDINGS[1]: 0, FINDINGS[2]: -1}
+    assert "radiologists' labels for 1 studies of the test split" in caplog.text
+
+
+def test_the_radiologists_table_may_lack_no_finding_and_nothing_else(root: Path) -> None:
+    columns = [name for name in RADIOLOGIST_COLUMNS if name != "No Finding"]
+    _write_radiologists_table(root, columns, [["50000002", *["0.0"] * len(columns)]])
+    *_, third = list_mimic(root)
+    assert third.labels == {finding: 0 for finding in FINDINGS if finding != "No Finding"}
+    _write_radiologists_table(root, columns[1:], [["50000002", *["0.0"] * len(columns[1:])]])
+    with pytest.raises(SourceError, match=rf"test-set-labeled\.csv: column '{columns[0]}' is missing"):
+        list(list_mimic(root))
+    _write_radiologists_table(root, RADIOLOGIST_COLUMNS, [["50000002", *["2.0"] * len(FINDINGS)]])
+    with pytest.raises(SourceError, match=r"label '2\.0' of Atelectasis"):
+        list(list_mimic(root))
+
+
+def test_the_table_of_the_negbio_labeler_is_not_read(root: Path) -> None:
+    before = list(list_mimic(root))
+    (root / "mimic-cxr-2.0.0-negbio.csv.gz").write_bytes(b"no table")
+    assert list(list_mimic(root)) == before

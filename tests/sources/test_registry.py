@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources import registry
-from mrm_stream.sources.registry import SOURCES, list_records
+from mrm_stream.sources.registry import SOURCES, find_source, list_records
+from mrm_stream.sources.source import Source
+from mrm_stream.storage import Place
 
 
 @pytest.fixture
@@ -16,17 +20,33 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     """Records that the source `made-up` lists, to be filled by the test; `a.jpg` exists."""
     records: list[Record] = []
 
-    def list_made_up(root: Path) -> Iterator[Record]:
+    def list_made_up(root: Place) -> Iterator[Record]:
         assert root == tmp_path
         yield from records
 
-    monkeypatch.setitem(registry.SOURCES, "made-up", list_made_up)
+    module = ModuleType("mrm_stream.sources.made_up")
+    module.SOURCE = Source(list_made_up)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(registry.SOURCES, "made-up", "made_up")
     (tmp_path / "a.jpg").write_bytes(b"image")
     return records
 
 
 def test_the_sources_of_the_command_line() -> None:
-    assert list(SOURCES) == ["mimic", "training-csv", "covid"]
+    for_pre_training = ["mimic", "mimic-dicom", "chexpert-plus", "openi", "padchest", "training-csv"]
+    assert list(SOURCES) == [*for_pre_training, "nih", "chexpert", "rsna", "siim", "covid", "vindr"]
+    for name in SOURCES:
+        source = find_source(name)
+        assert source.has_reports == (name in for_pre_training or name == "covid")
+        assert source.has_masks == (name == "siim")
+        assert (source.list_by_files is not None) == (name in ("nih", "chexpert", "rsna", "siim", "covid"))
+
+
+def test_list_files_for_a_source_without_them_are_refused(tmp_path: Path, listed: list[Record]) -> None:
+    with pytest.raises(SourceError, match="no list files for made-up"):
+        list_records("made-up", tmp_path, tmp_path)
+    with pytest.raises(SourceError, match="no such directory"):
+        list_records("made-up", tmp_path, tmp_path / "lists")
 
 
 def test_records_come_in_the_source_s_order(tmp_path: Path, listed: list[Record]) -> None:
