@@ -5,7 +5,7 @@ import pickle
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrm_stream.packing import image as image_module
-from mrm_stream.packing.image import EncodedImage, ImageError, encode_image
+from mrm_stream.packing.image import EncodedImage, ImageError, Rendering, encode_image
 
 Texture = Callable[[int, int, int], NDArray[np.uint8]]
 
@@ -108,6 +108,25 @@ def test_16_bit_grey_is_linear_over_the_whole_range() -> None:
     image = Image.fromarray(ramp_HW)
     assert image.mode == "I;16"
     assert np.abs(pixels_of(encode(png_of(image))) - np.arange(256)).max() <= 3
+
+
+def test_16_bit_noise_over_the_whole_range_keeps_its_contrast() -> None:
+    # As PadChest's: radiographs of 16 bits in which black and white both occur.
+    wide_HW = np.random.default_rng(0).integers(0, 1 << 16, (300, 200)).astype(np.uint16)
+    wide_HW[0, :2] = 0, 65535
+    encoded = encode(png_of(Image.fromarray(wide_HW)), 200)
+    assert (encoded.original_size, encoded.size, encoded.view) == ((300, 200), (300, 200), "")
+    error = np.abs(pixels_of(encoded) - wide_HW / 257)
+    assert error.mean() < 2
+    assert error[0, :2].max() < 4
+
+
+def test_rendering_says_nothing_of_files_that_are_grey_already(texture: Texture) -> None:
+    for data in (jpeg_of(texture(60, 50, 1)), png_of(Image.fromarray(texture(60, 50, 1)))):
+        plain, equalized = (
+            encode_image(data, short_side=40, quality=95, rendering=kind) for kind in get_args(Rendering)
+        )
+        assert plain == equalized
 
 
 def test_12_bit_values_in_a_16_bit_file_are_refused_not_turned_black() -> None:

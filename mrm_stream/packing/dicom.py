@@ -1,0 +1,400 @@
+"""A DICOM file -> 8-bit grey pixels and the view.
+
+The file is not trusted. Its header is read by itself, and sizes are checked before memory is taken; pixels are sought
+by the lengths that the file gives, each checked against the file's end; gdcm runs in a process of its own. The values
+found are the same on every machine, but for lossy JPEG 2000, which is decoded in float32.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from io import BytesIO
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.pixels.decoders.base import RLELosslessDecoder
+
+from mrm_stream.errors import MrmStreamError
+from mrm_stream.packing.image import ImageError, Rendering, Stored, check_size, decode_jpeg, grey_levels, stream_format
+
+_RLE = "1.2.840.10008.1.2.5"
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_GDCM = {
+    "1.2.840.10008.1.2.4.57": "JPEGLosslessProcess14",
+    "1.2.840.10008.1.2.4.70": "JPEGLosslessProcess14_1",
+    "1.2.840.10008.1.2.4.80": "JPEGLSLossless",
+    "1.2.840.10008.1.2.4.81": "JPEGLSNearLossless",
+    "1.2.840.10008.1.2.4.90": "JPEG2000Lossless",
+    "1.2.840.10008.1.2.4.91": "JPEG2000",
+}
+"""Transfer syntaxes: pixels as they are, implicit and explicit little endian; JPEG baseline and extended; gdcm's."""
+
+_FRAGMENTS_LIMIT = 10_000
+_PIXEL_DATA = (0x7FE0, 0x0010)
+_ITEM, _SEQUENCE_END, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
+_VIEW = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,15}")
+_KEYWORDS = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "ViewPosition"),
+)
+_TAGS: list[Any] = [tag_for_keyword(keyword) for keyword in _KEYWORDS]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the header says that pixels are stored."""
+
+    height: int
+    width: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+
+def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], str]:
+    """Return the grey pixels, shape (height, width), and the view, such as `PA`, or an empty string.
+
+    Args:
+        data: A DICOM file, with its preamble.
+        rendering: How stored values become grey.
+
+    Raises:
+        ImageError: The file is damaged or cut short, or holds what is not one grey picture of a radiograph's size.
+        MrmStreamError: gdcm, which decodes compressed pixels, cannot be started.
+    """
+    try:
+        with _quiet_pydicom():
+            header, syntax, place = _read_header(data)
+            layout = _check_layout(header)
+            stored_HW = _stored_values(data, place, syntax, layout)
+            values = np.arange(1 << 8 * stored_HW.itemsize) & ((1 << layout.bits_stored) - 1)
+            if layout.signed:
+                values -= (values >> (layout.bits_stored - 1)) << layout.bits_stored
+            grey = grey_levels(stored_HW, values, header, rendering)
+            view = str(header.get("ViewPosition") or "").strip().upper()
+    except MrmStreamError:
+        raise
+    except Exception as error:  # pydicom lets struct, key, type and recursion errors of hostile files through.
+        # Its messages repeat what is in the file, such as names: they end here.
+        raise ImageError("image-damaged", f"the DICOM is damaged ({type(error).__name__})") from None
+    return grey[stored_HW], view if _VIEW.fullmatch(view) else ""
+
+
+@contextmanager
+def _quiet_pydicom() -> Iterator[None]:
+    """Let pydicom neither warn nor log: it would do so for each file, and repeat what is in it."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_header(data: bytes) -> tuple[Dataset, str, int]:
+    """Return what stands before the pixels, the transfer syntax, and where the element of the pixels begins."""
+    file = BytesIO(data)
+    file.seek(132)
+    # The syntax first, by itself: `dcmread` would unpack a deflated file, of whatever size, before it could be refused.
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    _check_end(data, file.tell())
+    syntax = str(meta.get("TransferSyntaxUID") or "")
+    if syntax not in (*_NATIVE, *_JPEG, _RLE, *_GDCM):
+        name = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "none, or no valid one"
+        raise ImageError("image-encoding-unknown", f"DICOMs of this transfer syntax are not read: {name}")
+    header = read_dataset(
+        file,
+        syntax == _NATIVE[0],
+        True,
+        stop_when=lambda tag, vr, length: tag.group >= _PIXEL_DATA[0],
+        specific_tags=_TAGS,
+    )
+    _check_end(data, file.tell())
+    return header, syntax, file.tell()
+
+
+def _check_end(data: bytes, place: int) -> None:
+    if len(data) < place + 12:
+        raise ImageError("image-truncated", "the DICOM ends before its pixels")
+
+
+def _integer(header: Dataset, keyword: str, default: int | None = None) -> int:
+    value: Any = header.get(keyword, default)
+    if value is None:
+        raise ImageError("image-damaged", f"the DICOM lacks {keyword}")
+    return int(value)
+
+
+def _check_layout(header: Dataset) -> _Layout:
+    """Return the layout, where it is that of one grey picture of a radiograph's size."""
+    photometric = str(header.get("PhotometricInterpretation") or "").strip()
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or _integer(header, "SamplesPerPixel", 1) != 1:
+        raise ImageError("image-colour-space", "the DICOM is not grey (MONOCHROME1 or MONOCHROME2)")
+    if _integer(header, "NumberOfFrames", 1) > 1:
+        raise ImageError("image-several-frames", "the DICOM has several frames: a radiograph is one")
+    height, width = _integer(header, "Rows"), _integer(header, "Columns")
+    check_size(height, width)
+    allocated = _integer(header, "BitsAllocated")
+    stored = _integer(header, "BitsStored", allocated)
+    if allocated not in (8, 16):
+        raise ImageError("image-encoding-unknown", f"the DICOM has {allocated} bits a pixel: 8 and 16 are read")
+    if not 1 <= stored <= allocated or _integer(header, "HighBit", stored - 1) != stored - 1:
+        raise ImageError("image-encoding-unknown", "the DICOM's values do not lie in the low bits of its pixels")
+    signed = _integer(header, "PixelRepresentation", 0)
+    if signed not in (0, 1):
+        raise ImageError("image-damaged", "the DICOM does not say whether its values have a sign")
+    return _Layout(height, width, allocated, stored, bool(signed))
+
+
+def _stored_values(data: bytes, place: int, syntax: str, layout: _Layout) -> Stored:
+    """Return the pixels as they are stored, whatever their bits mean, shape (height, width)."""
+    if struct.unpack_from("<HH", data, place) != _PIXEL_DATA:
+        raise ImageError("image-damaged", "the DICOM has no pixels, or none of integers")
+    # A VR makes an odd number where an implicit element has its length, which is even.
+    explicit = data[place + 4 : place + 6] in (b"OB", b"OW", b"UN")
+    start = place + (12 if explicit else 8)
+    (length,) = struct.unpack_from("<I", data, start - 4)
+    if (length == _UNDEFINED) == (syntax in _NATIVE):
+        raise ImageError("image-damaged", "the DICOM's pixels are not encoded as its transfer syntax says")
+    shape_HW = (layout.height, layout.width)
+    raw: Any
+    if syntax in _NATIVE:
+        raw = _native_bytes(data, start, length, layout)
+    else:
+        end, stream = _encapsulated(data, start)
+        if syntax != _RLE:
+            return _from_jpeg(stream, shape_HW) if syntax in _JPEG else _from_gdcm(stream, syntax, shape_HW)
+        raw = _from_rle(data[start:end], layout)
+    # A view of the file, not a copy.
+    return np.frombuffer(raw, f"<u{layout.bits_allocated // 8}").reshape(shape_HW)
+
+
+def _native_bytes(data: bytes, start: int, length: int, layout: _Layout) -> memoryview:
+    size = layout.height * layout.width * layout.bits_allocated // 8
+    if length < size or len(data) < start + size:
+        raise ImageError("image-truncated", "the DICOM has fewer pixels than its header says")
+    if length >= 2 * size + 2:
+        raise ImageError("image-damaged", "the DICOM has more pixels than its header says")
+    return memoryview(data)[start : start + size]
+
+
+def _encapsulated(data: bytes, start: int) -> tuple[int, bytes]:
+    """Return where the items end, and their contents joined, less the first, which is a table of offsets."""
+    items: list[bytes] = []
+    while len(items) <= _FRAGMENTS_LIMIT and len(data) >= start + 8:
+        group, element, length = struct.unpack_from("<HHI", data, start)
+        start += 8
+        if (group, element) == _SEQUENCE_END:
+            return start, b"".join(items[1:])
+        if (group, element) != _ITEM or length == _UNDEFINED:
+            raise ImageError("image-damaged", "the DICOM's pixels do not lie in items")
+        items.append(data[start : start + length])
+        start += length
+    if len(items) > _FRAGMENTS_LIMIT:
+        raise ImageError("image-damaged", "the DICOM's pixels lie in too many pieces")
+    raise ImageError("image-truncated", "the DICOM ends within its pixels")
+
+
+def _from_jpeg(stream: bytes, shape_HW: tuple[int, int]) -> NDArray[np.uint8]:
+    # By libjpeg-turbo, not gdcm: it is faster, strict, and keeps its head on damaged streams.
+    if _check_stream(stream, shape_HW) != 8:
+        # Encoded and decoded by gdcm, some values near black come out white; pydicom does not trust it here either.
+        raise ImageError("image-encoding-unknown", "lossy JPEGs of more than 8 bits are not read")
+    return decode_jpeg(stream)[1]
+
+
+def _from_rle(items: bytes, layout: _Layout) -> Any:
+    return RLELosslessDecoder.as_buffer(
+        items,
+        index=0,
+        rows=layout.height,
+        columns=layout.width,
+        number_of_frames=1,
+        samples_per_pixel=1,
+        bits_allocated=layout.bits_allocated,
+        bits_stored=layout.bits_stored,
+        pixel_representation=0,
+        photometric_interpretation="MONOCHROME2",
+        pixel_keyword="PixelData",
+    )[0]
+
+
+def _check_stream(stream: bytes, shape_HW: tuple[int, int]) -> int:
+    """Return the bits of a value, by the stream's own header, once that says what the DICOM's header says.
+
+    What becomes of a stream of another size is not left to the decoder: gdcm may write past its memory.
+    """
+    bits, *shape = stream_format(stream)
+    if shape != [*shape_HW, 1]:
+        raise ImageError("image-damaged", "the DICOM's header and its pixels differ in size or colour")
+    if b"\xff\xd9" not in stream[-16:]:
+        raise ImageError("image-truncated", "the DICOM's pixels are cut short")
+    if not 8 <= bits <= 16:
+        raise ImageError("image-encoding-unknown", f"compressed values of {bits} bits are not read")
+    return bits
+
+
+def _from_gdcm(stream: bytes, syntax: str, shape_HW: tuple[int, int]) -> Stored:
+    bits = _check_stream(stream, shape_HW)
+    raw = _decoder().decode(_GDCM[syntax], bits, shape_HW, stream)
+    return np.frombuffer(raw, "u1" if bits == 8 else "<u2").reshape(shape_HW)
+
+
+@lru_cache(maxsize=1)
+def _decoder() -> _Decoder:
+    return _Decoder()
+
+
+class _Decoder:
+    """gdcm in a process of its own, started when first needed.
+
+    One bit wrong in a stream can make gdcm abort, write past its memory, or take minutes; its libraries print what they
+    find wrong to stderr. There it cannot take the packing with it, and what it prints tells of damage.
+    """
+
+    _REQUEST = struct.Struct("<32sBIII")
+    _REPLY = struct.Struct("<BI")
+    _READY, _DONE, _CUT_SHORT, _DAMAGED = range(4)
+    _MEMORY = 4 << 30
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        atexit.register(self._stop)
+
+    def decode(self, codec: str, bits: int, shape_HW: tuple[int, int], stream: bytes) -> bytes:
+        """Return the values, one byte each where `bits` is 8, else two, little endian."""
+        size = shape_HW[0] * shape_HW[1] * (1 if bits == 8 else 2)
+        with self._lock:
+            if self._process and self._process.poll() is not None:
+                self._stop()
+            process = self._process or self._start()
+            assert process.stdin
+            request = self._REQUEST.pack(codec.encode(), bits, *shape_HW, len(stream))
+            try:
+                process.stdin.write(request + stream)
+                process.stdin.flush()
+                outcome, raw = self._read_reply(process)
+            except (OSError, EOFError):
+                outcome, raw, end = self._DAMAGED, b"", process.wait()
+                self._stop()
+                if end == -signal.SIGKILL:  # Not by the image's fault.
+                    remedy = "Often memory was short: take fewer workers."
+                    raise MrmStreamError("the process that decodes DICOMs was killed", remedy=remedy) from None
+            except BaseException:
+                self._stop()  # Its reply must not be taken for the next image's.
+                raise
+        if outcome == self._CUT_SHORT:
+            raise ImageError("image-truncated", "the DICOM's pixels are cut short")
+        if outcome != self._DONE or len(raw) != size:
+            raise ImageError("image-damaged", "the DICOM's pixels are damaged")
+        return raw
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(place for place in sys.path if place)
+        # Each thread that numpy would keep takes from the memory allowed.
+        environment = os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+        code = f"from {__name__} import _Decoder; _Decoder.serve()"
+        pipe, command = subprocess.PIPE, [sys.executable, "-c", code]
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment)
+        self._process = process
+        try:
+            self._read_reply(process)
+        except (OSError, EOFError):
+            self._stop()
+            what, remedy = "gdcm, which decodes compressed DICOMs, does not start", "Install python-gdcm again."
+            raise MrmStreamError(what, remedy=remedy) from None
+        return process
+
+    def _read_reply(self, process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+        assert process.stdout
+        outcome, length = self._REPLY.unpack(_read_exactly(process.stdout, self._REPLY.size))
+        return outcome, _read_exactly(process.stdout, length)
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.communicate()
+
+    @classmethod
+    def serve(cls) -> None:
+        """Be the process: answer requests on stdin until it closes."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A core file would hold a patient's image.
+        resource.setrlimit(resource.RLIMIT_AS, (cls._MEMORY, cls._MEMORY))
+        gdcm: Any = import_module("gdcm")
+        gdcm.Trace.WarningOff()
+        gdcm.Trace.ErrorOff()
+        with os.fdopen(os.dup(1), "wb") as replies, tempfile.TemporaryFile() as printed:
+            os.dup2(printed.fileno(), 1)
+            os.dup2(printed.fileno(), 2)
+            replies.write(cls._REPLY.pack(cls._READY, 0))
+            replies.flush()
+            while request := sys.stdin.buffer.read(cls._REQUEST.size):
+                codec, bits, height, width, length = cls._REQUEST.unpack(request)
+                stream = _read_exactly(sys.stdin.buffer, length)
+                # Processor time: 2 s, and some ten times what an image of this size takes. Past it the process ends.
+                signal.setitimer(signal.ITIMER_PROF, 2 + height * width * 2e-6)
+                raw = _decode_frame(gdcm, codec.rstrip(b"\0").decode(), bits, (height, width), stream)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                printed.seek(0)
+                complaint = printed.read()
+                printed.truncate(0)
+                outcome = cls._DONE if raw and not complaint else cls._DAMAGED
+                if b"premature end" in complaint:
+                    outcome = cls._CUT_SHORT
+                replies.write(cls._REPLY.pack(outcome, len(raw)) + raw)
+                replies.flush()
+
+
+def _read_exactly(file: IO[bytes], length: int) -> bytes:
+    content = file.read(length)
+    if len(content) < length:
+        raise EOFError
+    return content
+
+
+def _decode_frame(gdcm: Any, codec: str, bits: int, shape_HW: tuple[int, int], stream: bytes) -> bytes:
+    """Return the decoded values, or nothing where gdcm says that it failed."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(stream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(*_PIXEL_DATA))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((shape_HW[1], shape_HW[0], 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, codec)))
+    # The stream's bits, and without sign: what the bits mean is looked up afterwards.
+    image.SetPixelFormat(gdcm.PixelFormat(1, 8 if bits == 8 else 16, bits, bits - 1, 0))
+    text = image.GetBuffer()  # None on failure; else text, as SWIG makes of a `char *`.
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else b""
