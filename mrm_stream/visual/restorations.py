@@ -57,7 +57,7 @@ def restore_samples(run: Path, shards: Path | None, split: str | None, count: in
     if not config.method.image_loss_weight or not config.method.report_loss_weight:
         raise ConfigError("the run restores only one of image and report", where=run, remedy="Take a run of both.")
     opened = _open(shards or Path(config.data.shards), split)
-    if opened.manifest.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
+    if opened.reports.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
         raise CheckpointError(
             f"was trained with another tokenizer than that of {opened.directory}",
             where=checkpoint.directory,

@@ -9,7 +9,8 @@ import torch
 from mrm_stream.config import Config
 from mrm_stream.config_file import dump_config, load_config
 from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError
-from mrm_stream.packing.pack import PackOptions, pack
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.checkpoint import save_checkpoint
@@ -39,9 +40,9 @@ def make_run(folder: Path, shards: Path, *overrides: str, **changes: object) -> 
     """A run with a checkpoint of an untrained model."""
     (folder / "settings.yaml").write_text(SETTINGS)
     config: Config = load_config(folder / "settings.yaml", [f"data.shards={shards}", *overrides])
-    manifest = ShardSet.open(shards, "train").manifest
-    state = {"step": 1, "vocabulary": manifest.vocabulary, "tokenizer_sha256": manifest.tokenizer_sha256, **changes}
-    weights = make_model(config, manifest.vocabulary).state_dict()
+    reports = ShardSet.open(shards, "train").reports
+    state = {"step": 1, "vocabulary": reports.vocabulary, "tokenizer_sha256": reports.tokenizer_sha256, **changes}
+    weights = make_model(config, reports.vocabulary).state_dict()
     save_checkpoint(folder, {k: v.clone() for k, v in weights.items()}, {"step": torch.ones(1)}, state, keep=1)
     (folder / "config.yaml").write_text(dump_config(config))
     return folder
