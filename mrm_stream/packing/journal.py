@@ -10,7 +10,7 @@ The folder is removed when the manifest stands.
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from mrm_stream.errors import ShardError
+from mrm_stream.packing.lock import locked
 from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
 from mrm_stream.packing.shard import canonical_json
 from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sync_folder
+from mrm_stream.storage import Place, names_in, read_whole, remove
 
 FOLDER = ".packing"
 _JOB = "job.json"
 _LOCK = "lock"
+_NOTE_LIMIT = 1 << 30
 _OUR_FILES = {FOLDER, MANIFEST, TOKENIZER, DICTIONARY, QUARANTINE}
 
 
@@ -34,51 +37,57 @@ _OUR_FILES = {FOLDER, MANIFEST, TOKENIZER, DICTIONARY, QUARANTINE}
 class Journal:
     """The notes of one packing job; small enough to be sent to worker processes."""
 
-    out: Path
+    out: Place
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where notes and unfinished files lie."""
         return self.out / FOLDER
 
     @property
     def is_finished(self) -> bool:
         """Whether the job was interrupted so late that its manifest stands."""
-        return (self.out / MANIFEST).exists()
+        return MANIFEST in names_in(self.out)
 
     def note(self, name: str, content: Any) -> None:
         """Keep `content` (JSON) under a name, for good."""
-        publish_bytes(self.folder / f"{name}.json", canonical_json(content))
+        sealed = {"content": content, "sha256": hashlib.sha256(canonical_json(content)).hexdigest()}
+        publish_bytes(self.folder / f"{name}.json", canonical_json(sealed))
 
     def recall(self, name: str) -> Any:
-        """Return what was kept under a name, or None."""
+        """Return what was kept under a name, or None where it is absent or damaged."""
         try:
-            return json.loads((self.folder / f"{name}.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+            sealed = json.loads(read_whole(self.folder / f"{name}.json", _NOTE_LIMIT))
+            content = sealed["content"]
+            is_whole = hashlib.sha256(canonical_json(content)).hexdigest() == sealed["sha256"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        return content if is_whole else None
 
     def sweep(self) -> None:
-        """Remove unfinished files."""
-        for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
+        """Remove unfinished files; remote storage shows none."""
+        if isinstance(self.folder, Path):
+            for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove the journal, the job's fingerprint last: interrupted here, the same job still knows its set."""
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _JOB):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in sorted(names_in(self.folder) - {_LOCK}, key=lambda name: name == _JOB):
+            remove(self.folder / name)
+        if isinstance(self.folder, Path):  # a remote lock is removed by its holder, and the folder is gone with it
+            shutil.rmtree(self.folder, ignore_errors=True)
         sync_folder(self.out)
 
     def discard(self) -> None:
         """Remove everything that the job wrote; the directory itself stays."""
-        for path in self.out.iterdir():
-            if _is_ours(path.name) and path.name != FOLDER:
-                path.unlink()
+        for name in names_in(self.out):
+            if _is_ours(name) and name != FOLDER:
+                remove(self.out / name)
         self.close()
 
 
 @contextmanager
-def open_journal(out: Path, fingerprint: str) -> Iterator[Journal]:
+def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
     """Begin or take up the job with this fingerprint in the directory `out`, and keep every other process from it.
 
     Raises:
@@ -89,11 +98,7 @@ def open_journal(out: Path, fingerprint: str) -> Iterator[Journal]:
     journal = Journal(out)
     make_private_folder(out)
     make_private_folder(journal.folder)
-    with (journal.folder / _LOCK).open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ShardError("another process is packing into this directory", where=out) from error
+    with locked(journal.folder / _LOCK, out):
         _check_job(journal, fingerprint)
         journal.sweep()
         try:
@@ -106,11 +111,9 @@ def _is_ours(name: str) -> bool:
     return name in _OUR_FILES or SHARD_NAME.fullmatch(Path(name).with_suffix(".tar").name) is not None
 
 
-def _check_vacant(out: Path) -> None:
+def _check_vacant(out: Place) -> None:
     try:
-        names = {path.name for path in out.iterdir()}
-    except FileNotFoundError:
-        return
+        names = names_in(out)
     except NotADirectoryError as error:
         raise ShardError("is not a directory", where=out, remedy="Choose another directory.") from error
     if FOLDER not in names and MANIFEST in names:
@@ -127,6 +130,9 @@ def _check_vacant(out: Path) -> None:
 def _check_job(journal: Journal, fingerprint: str) -> None:
     begun = journal.recall(Path(_JOB).stem)
     if begun is None:
+        # Notes of a job that cannot be told are nobody's: they may be of other options.
+        for name in names_in(journal.folder) - {_LOCK}:
+            remove(journal.folder / name)
         journal.note(Path(_JOB).stem, fingerprint)
     elif begun != fingerprint:
         raise ShardError(

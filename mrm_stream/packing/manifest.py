@@ -9,20 +9,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from mrm_stream.errors import ShardError
-from mrm_stream.packing.shard import ShardEntry
+from mrm_stream.errors import ConfigError, ShardError
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, canonical_json, members_of
 from mrm_stream.publish import publish_bytes
 from mrm_stream.records import SPLITS
+from mrm_stream.storage import Place, read_whole
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 DICTIONARY = "reports.zdict"
 QUARANTINE = "quarantine.jsonl"
 FORMAT = "mrm-stream-shards"
-VERSION = 1
+VERSION = 2
 
 _MAX_BYTES = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -30,24 +31,44 @@ SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,9}}\.tar", re.ASCII)
 
 
 @dataclass(frozen=True)
+class ReportsEntry:
+    """The files that the reports of a set share."""
+
+    tokenizer_sha256: str
+    dictionary_sha256: str
+    vocabulary: int
+    """Entries of the tokenizer."""
+    is_trained: bool
+    """On this set's reports; else the tokenizer was given."""
+    length: int | None = None
+    """Tokens of a report that were kept, at most; None: all."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A packed set, as its `manifest.json` describes it."""
 
     source: str
-    seed: int
-    short_side: int
-    jpeg_quality: int
-    samples_per_shard: int
-    vocabulary: int
-    """Entries of the tokenizer."""
-    tokenizer_sha256: str
-    dictionary_sha256: str
-    choices: Mapping[str, str] = field(default_factory=dict)
-    """What else was chosen when packing, such as the views."""
+    options: PackOptions
+    reports: ReportsEntry | None
+    """None where the set has no reports: it is for fine-tuning."""
+    has_masks: bool = False
+    by_lists: bool = False
+    """Whether the reference code's list files said what is in which split."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
     """Reason to how many records were rejected for it."""
+    quarantine_sha256: str = hashlib.sha256(b"").hexdigest()
     splits: Mapping[str, tuple[ShardEntry, ...]] = field(default_factory=dict)
     """Shards of each split that has any, in the order of their names."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Extensions of each sample's members, in their order."""
+        return members_of(reports=self.reports is not None, masks=self.has_masks)
+
+    def shards(self) -> list[ShardEntry]:
+        """Return the shards of all splits."""
+        return [shard for shards in self.splits.values() for shard in shards]
 
     def samples(self, split: str) -> int:
         """Return how many samples a split has; 0 where there is no such split."""
@@ -59,32 +80,34 @@ class Manifest:
         return hashlib.sha256(_to_text(self)).hexdigest()
 
 
-def write_manifest(directory: Path, manifest: Manifest, *, staging: Path | None = None) -> None:
+def write_manifest(directory: Place, manifest: Manifest, *, staging: Place | None = None) -> None:
     """Publish `manifest.json`: from now on there is a set; see `publishing`."""
     publish_bytes(directory / MANIFEST, _to_text(manifest), staging=staging)
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read and check `manifest.json`; the shards themselves are not looked at.
+def read_manifest(directory: Place) -> Manifest:
+    """Read and check `manifest.json`, every bit of it; the shards themselves are not looked at.
 
     Raises:
         ShardError: There is none, it is of another format or version, or it is damaged.
     """
     path = directory / MANIFEST
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
+        text = read_whole(path, _MAX_BYTES)
     except OSError as error:
         raise ShardError(
-            f"no packed data set: the manifest cannot be read ({error.strerror})",
+            f"no packed data set: the manifest cannot be read ({error.strerror or 'there is no such file'})",
             where=path,
             remedy="Give the directory that `mrm-stream shard` wrote; if it was interrupted, run it again.",
         ) from error
     try:
         if len(text) > _MAX_BYTES:
             raise ValueError("larger than any manifest")
-        return _from_json(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        manifest = _from_json(json.loads(text))
+        if _to_text(manifest) != text:
+            raise ValueError("its checksum or its spelling is not its own")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ShardError(
             f"the manifest is damaged, or of another version: {detail[:200]}",
@@ -94,22 +117,32 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _to_text(manifest: Manifest) -> bytes:
-    content = {
+    reports = manifest.reports
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "source": manifest.source,
-        "seed": manifest.seed,
-        "short_side": manifest.short_side,
-        "jpeg_quality": manifest.jpeg_quality,
-        "samples_per_shard": manifest.samples_per_shard,
-        "choices": dict(manifest.choices),
-        "tokenizer": {
-            "file": TOKENIZER,
-            "sha256": manifest.tokenizer_sha256,
-            "vocabulary": manifest.vocabulary,
+        "splits_from": "lists" if manifest.by_lists else "source",
+        "options": dataclasses.asdict(manifest.options) | {"sections": list(manifest.options.sections)},
+        "members": list(manifest.members),
+        "reports": None
+        if reports is None
+        else {
+            "tokenizer": {
+                "file": TOKENIZER,
+                "sha256": reports.tokenizer_sha256,
+                "vocabulary": reports.vocabulary,
+                "made": "trained" if reports.is_trained else "given",
+                "length": reports.length,
+            },
+            "dictionary": {"file": DICTIONARY, "sha256": reports.dictionary_sha256},
         },
-        "report_dictionary": {"file": DICTIONARY, "sha256": manifest.dictionary_sha256},
-        "quarantined": {"total": sum(manifest.quarantined.values()), "by_reason": dict(manifest.quarantined)},
+        "quarantined": {
+            "file": QUARANTINE,
+            "sha256": manifest.quarantine_sha256,
+            "total": sum(manifest.quarantined.values()),
+            "by_reason": dict(manifest.quarantined),
+        },
         "splits": {
             split: {
                 "samples": manifest.samples(split),
@@ -118,32 +151,44 @@ def _to_text(manifest: Manifest) -> bytes:
             for split, shards in manifest.splits.items()
         },
     }
+    # Of everything else: a flipped bit in a number or a name is found as one in a shard is.
+    content["sha256"] = hashlib.sha256(canonical_json(content)).hexdigest()
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True).encode("ascii") + b"\n"
 
 
 def _from_json(content: Any) -> Manifest:
-    """Return the manifest; KeyError, TypeError or ValueError where it is not one that `_to_text` wrote."""
+    """Return the manifest; KeyError, TypeError, ValueError or ConfigError where it is not one that `_to_text` wrote."""
     if content["format"] != FORMAT or content["version"] != VERSION:
         raise ValueError(f"not format {FORMAT!r}, version {VERSION}")
-    tokenizer, dictionary = content["tokenizer"], content["report_dictionary"]
-    if (tokenizer["file"], dictionary["file"]) != (TOKENIZER, DICTIONARY):
-        raise ValueError(f"the tokenizer is not {TOKENIZER}, or the reports' dictionary not {DICTIONARY}")
-    manifest = Manifest(
+    options = dict(content["options"])
+    options["sections"] = tuple(_text(section) for section in options["sections"])
+    quarantined = content["quarantined"]
+    return Manifest(
         source=_text(content["source"]),
-        seed=_count(content["seed"]),
-        short_side=_count(content["short_side"]),
-        jpeg_quality=_count(content["jpeg_quality"]),
-        samples_per_shard=_count(content["samples_per_shard"]),
-        vocabulary=_count(tokenizer["vocabulary"]),
-        tokenizer_sha256=_sha256(tokenizer["sha256"]),
-        dictionary_sha256=_sha256(dictionary["sha256"]),
-        choices={_text(name): _text(choice) for name, choice in content["choices"].items()},
-        quarantined={_text(reason): _count(number) for reason, number in content["quarantined"]["by_reason"].items()},
-        splits={split: _shards(split, listed) for split, listed in content["splits"].items()},
+        options=PackOptions(**options),
+        reports=None if content["reports"] is None else _reports(content["reports"]),
+        has_masks=MASK_MEMBER in content["members"],
+        by_lists=content["splits_from"] == "lists",
+        quarantined={_text(reason): _count(number) for reason, number in quarantined["by_reason"].items()},
+        quarantine_sha256=_sha256(quarantined["sha256"]),
+        splits={split: _shards(split, content["splits"][split]) for split in sorted(content["splits"], key=_place)},
     )
-    if content["quarantined"]["total"] != sum(manifest.quarantined.values()):
-        raise ValueError("the counts of quarantined records do not add up")
-    return manifest
+
+
+def _reports(content: Any) -> ReportsEntry:
+    tokenizer = content["tokenizer"]
+    return ReportsEntry(
+        tokenizer_sha256=_sha256(tokenizer["sha256"]),
+        dictionary_sha256=_sha256(content["dictionary"]["sha256"]),
+        vocabulary=_count(tokenizer["vocabulary"]),
+        is_trained=tokenizer["made"] == "trained",
+        length=None if tokenizer["length"] is None else _count(tokenizer["length"]),
+    )
+
+
+def _place(split: str) -> int:
+    """Return where a split stands among `SPLITS`; ValueError where it is none."""
+    return SPLITS.index(split)
 
 
 def _shards(split: str, listed: Any) -> tuple[ShardEntry, ...]:

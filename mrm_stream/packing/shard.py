@@ -1,8 +1,10 @@
 """A shard: a tar of samples that any reader of WebDataset tars understands, and the index that makes it random access.
 
-A sample is four adjacent members, always in this order: KEY.jpg, KEY.tok, KEY.json, KEY.txt.zst. The index is text, as
-DALI's `wds2idx` writes it (version 1.2): a line `v1.2 SAMPLES`, then a line a sample of `extension offset size member`
-for each of its members. The tar holds nothing else, so the two must account for each other to the byte.
+A sample is some adjacent members, the same ones in the same order throughout a set: KEY.jpg, KEY.tok, KEY.json and
+KEY.txt.zst where there are reports, KEY.jpg and KEY.json where there are none, and then KEY.mask.png where there are
+masks. The index is text, as DALI's `wds2idx` writes it (version 1.2): a line `v1.2 SAMPLES`, then a line a sample of
+`extension offset size member` for each of its members. The tar holds nothing else, so the two must account for each
+other to the byte.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,43 +23,43 @@ from numpy.typing import NDArray
 
 from mrm_stream.errors import ShardError
 from mrm_stream.publish import FILE_MODE, HashingFile, publishing, sha256_of
+from mrm_stream.storage import Place, read_whole, size_of
 
-MEMBERS = ("jpg", "tok", "json", "txt.zst")
-"""Extensions of a sample's members, in their order; the columns of `ShardIndex.offsets` and `.sizes`."""
+REPORT_MEMBERS = ("jpg", "tok", "json", "txt.zst")
+"""Extensions of the members of a sample with a report, in their order."""
+LABEL_MEMBERS = ("jpg", "json")
+"""The same of a sample without."""
+MASK_MEMBER = "mask.png"
+
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}", re.ASCII)
 
 _BLOCK = tarfile.BLOCKSIZE
 _MTIME = 946_684_800  # 2000-01-01: some tars warn of times near zero.
 _INDEX_VERSION = "v1.2"
 _MAX_INDEX_BYTES = 256 << 20
-_NUMBERS = tuple(f"{kind}{column}" for column in range(len(MEMBERS)) for kind in ("offset", "size"))
-# Numbers without leading zeros: an index has one spelling.
-_INDEX_LINE = re.compile(
-    " ".join(
-        rf"{re.escape(extension)} (?P<offset{column}>[1-9]\d{{0,14}}) (?P<size{column}>0|[1-9]\d{{0,14}}) "
-        + ("(?P<key>[A-Za-z0-9_-]{1,80})" if column == 0 else "(?P=key)")
-        + rf"\.{re.escape(extension)}"
-        for column, extension in enumerate(MEMBERS)
-    ).encode("ascii")
-)
 _REMEDY = "The shard is damaged: pack the set again, or copy it again from where it came."
 
 
 @dataclass(frozen=True, slots=True)
 class PackedSample:
-    """The four members of one sample."""
+    """The members of one sample; an absent one is None."""
 
     key: str
     jpeg: bytes = field(repr=False)
-    tokens: bytes = field(repr=False)
+    metadata: bytes = field(repr=False)
+    """Canonical JSON."""
+    tokens: bytes | None = field(default=None, repr=False)
     """Little-endian uint16."""
-    metadata: Mapping[str, Any] = field(repr=False)
-    report: bytes = field(repr=False)
+    report: bytes | None = field(default=None, repr=False)
     """One zstd frame."""
+    mask: bytes | None = field(default=None, repr=False)
+    """A grey PNG as large as the JPEG, 255 within the finding and 0 without."""
 
-    def members(self) -> tuple[bytes, bytes, bytes, bytes]:
-        """Return the members' contents in the order of `MEMBERS`."""
-        return self.jpeg, self.tokens, canonical_json(self.metadata), self.report
+    def members(self) -> list[tuple[str, bytes]]:
+        """Return the extension and content of each member that is there, in the order of the tar."""
+        contents = (self.jpeg, self.tokens, self.metadata, self.report, self.mask)
+        named = zip((*REPORT_MEMBERS, MASK_MEMBER), contents, strict=True)
+        return [(extension, content) for extension, content in named if content is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,14 @@ class ShardEntry:
 class ShardIndex:
     """Where the members of each of a shard's n samples lie."""
 
-    path: Path
+    path: Place
     """The tar."""
+    members: tuple[str, ...]
+    """Extensions of a sample's members; the columns of `offsets` and `sizes`."""
     offsets: NDArray[np.int64]
-    """First byte of each member in the tar, shape (n, 4)."""
+    """First byte of each member in the tar, shape (n, members)."""
     sizes: NDArray[np.int64]
-    """Bytes of each member, shape (n, 4)."""
+    """Bytes of each member, shape (n, members)."""
     encoded_keys: NDArray[np.bytes_] = field(repr=False)
     """Keys as fixed-width ASCII, shape (n,): a tenth of what strings take."""
 
@@ -99,17 +103,22 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
-def index_path(tar: Path) -> Path:
+def members_of(*, reports: bool, masks: bool) -> tuple[str, ...]:
+    """Return the members of each sample of a set, in their order."""
+    return (REPORT_MEMBERS if reports else LABEL_MEMBERS) + ((MASK_MEMBER,) if masks else ())
+
+
+def index_path(tar: Place) -> Place:
     """Return where the index of a shard lies."""
     return tar.with_suffix(".idx")
 
 
-def write_shard(tar: Path, samples: Iterable[PackedSample], *, staging: Path | None = None) -> ShardEntry | None:
+def write_shard(tar: Place, samples: Iterable[PackedSample], *, staging: Place | None = None) -> ShardEntry | None:
     """Write samples to a tar and its index, and publish both.
 
     Args:
         tar: Where the shard will be; its name ends in `.tar`.
-        samples: With distinct keys; taken one at a time, so a shard never lies in memory.
+        samples: With distinct keys, all with the same members; taken one at a time, so a shard never lies in memory.
         staging: Folder for the unfinished files; see `publishing`.
 
     Returns:
@@ -138,7 +147,7 @@ def write_shard(tar: Path, samples: Iterable[PackedSample], *, staging: Path | N
 
 
 def _write_members(file: HashingFile, sample: PackedSample) -> Iterable[str]:
-    for extension, content in zip(MEMBERS, sample.members(), strict=True):
+    for extension, content in sample.members():
         header = tarfile.TarInfo(f"{sample.key}.{extension}")
         header.size, header.mode, header.mtime = len(content), FILE_MODE, _MTIME
         file.write(header.tobuf(tarfile.USTAR_FORMAT, encoding="ascii", errors="strict"))
@@ -147,44 +156,61 @@ def _write_members(file: HashingFile, sample: PackedSample) -> Iterable[str]:
         file.write(bytes(-len(content) % _BLOCK))
 
 
-def read_index(path: Path) -> ShardIndex:
+def read_index(path: Place, members: tuple[str, ...] = REPORT_MEMBERS) -> ShardIndex:
     """Read a shard's index, and check that it accounts for every byte of the tar.
 
     Args:
         path: The tar, or the index beside it.
+        members: That each sample must have, as the manifest says.
 
     Raises:
         ShardError: Either is absent, or the index is not one that `write_shard` wrote for a tar of this size.
     """
     tar, index = path.with_suffix(".tar"), index_path(path)
     try:
-        tar_bytes = tar.stat().st_size
-        if index.stat().st_size > _MAX_INDEX_BYTES:
-            raise ShardError("the index is too large", where=index, remedy=_REMEDY)
-        text = index.read_bytes()
+        tar_bytes = size_of(tar)
+        text = read_whole(index, _MAX_INDEX_BYTES)
     except OSError as error:
-        raise ShardError(f"cannot be read: {error.strerror}", where=error.filename, remedy=_REMEDY) from error
+        what = error.strerror or "there is no such file"
+        raise ShardError(f"cannot be read: {what}", where=error.filename or path, remedy=_REMEDY) from error
     try:
-        offsets, sizes, keys = _parse_index(text)
+        if len(text) > _MAX_INDEX_BYTES:
+            raise ValueError("the index is too large")
+        offsets, sizes, keys = _parse_index(text, members)
         _check_layout(offsets, sizes, tar_bytes)
     except ValueError as error:
         raise ShardError(str(error), where=index, remedy=_REMEDY) from error
-    return ShardIndex(tar, offsets, sizes, keys)
+    return ShardIndex(tar, members, offsets, sizes, keys)
 
 
-def _parse_index(text: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bytes_]]:
-    """Return offsets (n, 4), sizes (n, 4) and keys (n,); ValueError names the line that is not ours."""
+@lru_cache
+def _index_line(members: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Return the pattern of one sample's line; numbers have no leading zeros: an index has one spelling."""
+    parts = [
+        rf"{re.escape(extension)} ([1-9]\d{{0,14}}) (0|[1-9]\d{{0,14}}) "
+        + ("(?P<key>[A-Za-z0-9_-]{1,80})" if column == 0 else "(?P=key)")
+        + rf"\.{re.escape(extension)}"
+        for column, extension in enumerate(members)
+    ]
+    return re.compile(" ".join(parts).encode("ascii"))
+
+
+def _parse_index(
+    text: bytes, members: tuple[str, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bytes_]]:
+    """Return offsets and sizes (n, members) and keys (n,); ValueError names the line that is not ours."""
     header, *lines = text.split(b"\n")
     if header != f"{_INDEX_VERSION} {len(lines) - 1}".encode("ascii") or lines[-1:] != [b""] or len(lines) < 2:
         raise ValueError("line 1: the index is not of version 1.2, or lacks lines")
-    numbers = np.empty((len(lines) - 1, len(MEMBERS), 2), np.int64)
+    pattern = _index_line(members)
+    numbers = np.empty((len(lines) - 1, len(members), 2), np.int64)
     keys: list[bytes] = []
     for row, line in enumerate(lines[:-1]):
-        match = _INDEX_LINE.fullmatch(line)
+        match = pattern.fullmatch(line)
         if match is None:
-            raise ValueError(f"line {row + 2}: not the four members of one sample")
-        key, *digits = match.group("key", *_NUMBERS)
-        numbers[row] = np.array(digits, dtype=np.int64).reshape(len(MEMBERS), 2)
+            raise ValueError(f"line {row + 2}: not the members {', '.join(members)} of one sample")
+        first, first_size, key, *digits = match.groups()
+        numbers[row] = np.array([first, first_size, *digits], dtype=np.int64).reshape(len(members), 2)
         keys.append(key)
     if len(set(keys)) != len(keys):
         raise ValueError("two samples have the same key")
@@ -198,23 +224,27 @@ def _check_layout(offsets: NDArray[np.int64], sizes: NDArray[np.int64], tar_byte
     expected = np.concatenate([[0], ends[:-1]]) + _BLOCK
     wrong = np.flatnonzero(starts != expected)
     if len(wrong):
-        raise ValueError(f"line {wrong[0] // len(MEMBERS) + 2}: members overlap, or leave a gap")
+        raise ValueError(f"line {wrong[0] // offsets.shape[1] + 2}: members overlap, or leave a gap")
     end = int(ends[-1]) + 2 * _BLOCK
     if tar_bytes != end + -end % tarfile.RECORDSIZE:
         raise ValueError(f"the tar is {tar_bytes} bytes long, but the index tells of {end} and padding")
 
 
-def verify_shard(folder: Path, entry: ShardEntry) -> ShardIndex:
+def verify_shard(folder: Place, entry: ShardEntry, members: tuple[str, ...] = REPORT_MEMBERS) -> ShardIndex:
     """Check a shard and its index against the manifest, every byte of both, and return the index.
 
     Raises:
         ShardError: Either is absent, or differs in a bit.
     """
     tar = folder / entry.file
-    index = read_index(tar)
-    if len(index) != entry.samples or tar.stat().st_size != entry.bytes:
+    index = read_index(tar, members)
+    if len(index) != entry.samples or size_of(tar) != entry.bytes:
         raise ShardError("the shard is not as long as the manifest says", where=tar, remedy=_REMEDY)
     for path, digest in ((index_path(tar), entry.index_sha256), (tar, entry.sha256)):
-        if sha256_of(path) != digest:
+        try:
+            found = sha256_of(path)
+        except OSError as error:  # a failing disk
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+        if found != digest:
             raise ShardError("the SHA-256 is not the manifest's", where=path, remedy=_REMEDY)
     return index

@@ -7,8 +7,8 @@ punctuation, then around runs of digits; `##` marks a piece that continues a wor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from mrm_stream.errors import RecordError, ShardError, SourceError
+from mrm_stream.storage import Place, read_whole
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")
@@ -24,6 +25,9 @@ CONTINUES = "##"
 
 VOCABULARY_LIMIT = 1 << 16
 """Ids are stored as uint16."""
+_LONGEST_WORD = 100
+"""Characters; longer ones become [UNK]."""
+_TOO_LONG = re.compile(rf"\w{{{_LONGEST_WORD + 1},}}|[^\w\s]{{{_LONGEST_WORD + 1},}}")
 REPORT_TOKENS_LIMIT = (1 << 16) - 1
 FILE_LIMIT = 32 << 20
 """Bytes in a tokenizer's file; one of 65,536 entries has about 2 MB."""
@@ -49,7 +53,8 @@ def train_tokenizer(reports: Iterable[str], vocabulary: int = 30_000) -> Tokeniz
         raise SourceError(
             f"a vocabulary of {vocabulary:,} entries", remedy=f"Ids are 16 bits wide: at most {VOCABULARY_LIMIT:,}."
         )
-    texts = list(reports)
+    # Words too long to be more than [UNK] teach nothing, and the trainer takes minutes over one of a million letters.
+    texts = [_TOO_LONG.sub(" ", report) for report in reports]
     letters = _train_once(texts, len(SPECIAL_TOKENS), SPECIAL_TOKENS).keys() - set(SPECIAL_TOKENS)
     if not letters:
         raise SourceError("there are no reports to train a tokenizer on", remedy="Check the reports of the set.")
@@ -62,7 +67,7 @@ def train_tokenizer(reports: Iterable[str], vocabulary: int = 30_000) -> Tokeniz
     return _build(_train_once(texts, vocabulary, given))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Place) -> Tokenizer:
     """Return the tokenizer of a Hugging Face `tokenizers` JSON file.
 
     Settings of the file that would add, cut or pad tokens are not taken over.
@@ -72,8 +77,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     remedy = "Give a tokenizer that `mrm-stream shard` or the reference code made."
     try:
-        with path.open("rb") as file:
-            content = file.read(FILE_LIMIT + 1)
+        content = read_whole(path, FILE_LIMIT)
         if len(content) > FILE_LIMIT:
             raise ShardError(f"the tokenizer's file is over {FILE_LIMIT:,} bytes", where=path, remedy=remedy)
         parsed = json.loads(content)
@@ -130,7 +134,7 @@ def token_strings(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     return pieces
 
 
-def _build(vocabulary: dict[str, int], longest_word: int = 100) -> Tokenizer:
+def _build(vocabulary: dict[str, int], longest_word: int = _LONGEST_WORD) -> Tokenizer:
     """Return a tokenizer of the one shape; words over `longest_word` characters become [UNK]."""
     model = models.WordPiece(vocab=vocabulary, unk_token="[UNK]", max_input_chars_per_word=longest_word)
     tokenizer = Tokenizer(model)

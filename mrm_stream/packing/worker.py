@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-import os
+import platform
 import re
-import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing.connection import Connection
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from mrm_stream.errors import MrmStreamError, RecordError, ShardError
+from mrm_stream.errors import ClusterError, MrmStreamError, RecordError, ShardError
 from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.image import ImageError, encode_image
+from mrm_stream.packing.image import EncodedImage, ImageError, encode_image
 from mrm_stream.packing.journal import Journal
-from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, shard_entry_from_json
-from mrm_stream.packing.shard import PackedSample, ShardEntry, verify_shard, write_shard
+from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry, shard_entry_from_json
+from mrm_stream.packing.mask import encode_mask
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.plan import ShardPlan, libraries
+from mrm_stream.packing.sections import select_sections
+from mrm_stream.packing.shard import PackedSample, ShardEntry, canonical_json, members_of, verify_shard, write_shard
 from mrm_stream.packing.tokenizer import encode_report, load_tokenizer
 from mrm_stream.records import Record
-from mrm_stream.sources.reading import read_image, read_report
+from mrm_stream.sources.reading import read_image, read_mask, read_report
+from mrm_stream.storage import Place, is_remote, read_whole
+
+_REQUESTS = 8
+"""Images fetched at a time from a remote root, by each worker: one alone would wait most of its time."""
+_DICTIONARY_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What all shards of a set have in common."""
 
-    root: Path
+    root: Place
     journal: Journal
-    short_side: int
-    jpeg_quality: int
-    tokenizer_sha256: str
-    dictionary_sha256: str
+    options: PackOptions
+    reports: ReportsEntry | None
+    has_masks: bool
+    libraries: dict[str, str]
+    """Versions; other ones may make other bytes, so that a worker that has others refuses."""
 
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """The records that go into one shard, in their order."""
-
-    name: str
-    """Without `.tar`."""
-    records: tuple[Record, ...]
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Of each sample."""
+        return members_of(reports=self.reports is not None, masks=self.has_masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +82,21 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     """Write and publish one shard, or keep the one that an interrupted run of the same job has published.
 
     Raises:
-        MrmStreamError: The disk is full, or the source as a whole cannot be read.
+        MrmStreamError: The disk is full, the source as a whole cannot be read, or this machine's libraries are others.
     """
     kept = _recall_result(job, plan)
     if kept is not None:
         return kept
-    tokenizer, codec = _load_tools(job.journal.out, job.tokenizer_sha256, job.dictionary_sha256)
     rejected: list[Rejected] = []
     bytes_in = 0
 
     def samples() -> Iterator[PackedSample]:
         nonlocal bytes_in
-        for record in plan.records:
-            try:
-                sample, image_bytes = _pack_record(job, record, tokenizer, codec)
-            except RecordError as error:
-                rejected.append(Rejected(record.key, record.image_path, reason_of(error), error.what))
+        for packed in pack_records(job, plan.records):
+            if isinstance(packed, Rejected):
+                rejected.append(packed)
             else:
+                sample, image_bytes = packed
                 bytes_in += image_bytes
                 yield sample
 
@@ -99,6 +104,26 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     result = ShardResult(entry, tuple(rejected), bytes_in)
     job.journal.note(plan.name, asdict(result))
     return result
+
+
+def pack_records(job: Job, records: Sequence[Record]) -> Iterator[tuple[PackedSample, int] | Rejected]:
+    """Yield, for each record in order, the sample and the size of its image's file, or why there is none.
+
+    Raises:
+        MrmStreamError: As `pack_shard`.
+    """
+    if job.libraries != libraries():
+        ours = ", ".join(f"{name} {number}" for name, number in libraries().items() if job.libraries[name] != number)
+        raise ClusterError(
+            f"machine {platform.node()} has other versions of libraries: {ours}",
+            remedy="They may make other bytes: install the same versions on every machine.",
+        )
+    tools = None if job.reports is None else _load_tools(job.journal.out, job.reports, threading.get_ident())
+    for record, image in _with_images(job.root, records):
+        try:
+            yield _pack_record(job, record, image, tools)
+        except RecordError as error:
+            yield Rejected(record.key, record.image_path, reason_of(error), error.what)
 
 
 def reason_of(error: RecordError) -> str:
@@ -114,40 +139,41 @@ def reason_of(error: RecordError) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:60]
 
 
-def die_with_parent(alive: Connection) -> None:
-    """Make this worker process end at once when the other end of `alive` closes, however its parent ended.
-
-    The pool's own queues would not tell: sibling workers hold both their ends.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
-
-    def wait() -> None:
+def _with_images(root: Place, records: Sequence[Record]) -> Iterator[tuple[Record, Future[bytes] | None]]:
+    """Yield each record, and its image if it is being fetched already: a remote root's are, some ahead of their use."""
+    if not is_remote(root):
+        for record in records:
+            yield record, None
+        return
+    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="fetch") as pool:
+        coming = iter(records)
+        ahead = deque((record, pool.submit(read_image, root, record)) for record in islice(coming, _REQUESTS))
         try:
-            alive.recv_bytes()
-        except (EOFError, OSError):
-            os._exit(1)
+            while ahead:
+                yield ahead.popleft()
+                ahead.extend((record, pool.submit(read_image, root, record)) for record in islice(coming, 1))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    threading.Thread(target=wait, daemon=True).start()
 
-
-def _pack_record(job: Job, record: Record, tokenizer: Tokenizer, codec: ReportCodec) -> tuple[PackedSample, int]:
+def _pack_record(
+    job: Job, record: Record, image: Future[bytes] | None, tools: tuple[Tokenizer, ReportCodec] | None
+) -> tuple[PackedSample, int]:
     """Return the packed record and the size of its image's file."""
     try:
-        report = read_report(job.root, record)
-        token_ids = encode_report(tokenizer, report)
-        data = read_image(job.root, record)
-        image = encode_image(data, short_side=job.short_side, quality=job.jpeg_quality)
-        metadata = {
-            "subject": record.subject,
-            "study": record.study,
-            "view": record.view,
-            "split": record.split,
-            "labels": dict(record.labels),
-            "original_size": image.original_size,
-            "size": image.size,
-        }
-        tokens = token_ids.astype(np.dtype("<u2"), copy=False).tobytes()
-        return PackedSample(record.key, image.jpeg, tokens, metadata, codec.compress(report)), len(data)
+        tokens = report = None
+        if job.reports is not None and tools is not None:
+            text = read_report(job.root, record)
+            tokens = tokens_of(text, record.study, tools[0], job.options.sections, job.reports.length)
+            report = tools[1].compress(text)
+        data = read_image(job.root, record) if image is None else image.result()
+        options = job.options
+        encoded = encode_image(
+            data, short_side=options.short_side, quality=options.jpeg_quality, rendering=options.rendering
+        )
+        mask = _pack_mask(job.root, record, encoded) if job.has_masks else None
+        metadata = canonical_json(_metadata(record, encoded))
+        return PackedSample(record.key, encoded.jpeg, metadata, tokens, report, mask), len(data)
     except MrmStreamError:
         raise
     except Exception as error:
@@ -155,6 +181,54 @@ def _pack_record(job: Job, record: Record, tokenizer: Tokenizer, codec: ReportCo
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         raise RuntimeError(f"packing {record.key} failed: {type(error).__name__} at {where}") from None
+
+
+def tokens_of(report: str, study: str, tokenizer: Tokenizer, sections: tuple[str, ...], length: int | None) -> bytes:
+    """Return the token ids of a report's chosen sections, as a shard holds them: little-endian uint16.
+
+    Args:
+        report: The whole text.
+        study: Its study, by which a few reports of MIMIC-CXR are known to be written otherwise.
+        tokenizer: Of the set.
+        sections: In the order wanted; none: the whole report.
+        length: Tokens that are kept, at most; None: all.
+
+    Raises:
+        RecordError: The report has none of the sections, or no or too many tokens.
+    """
+    chosen = select_sections(report, study, sections) if sections else report
+    return encode_report(tokenizer, chosen)[:length].astype(np.dtype("<u2"), copy=False).tobytes()
+
+
+def _pack_mask(root: Place, record: Record, image: EncodedImage) -> bytes:
+    mask = read_mask(root, record) if record.mask_path is not None else record.mask_runs
+    assert mask is not None, "every record of a source with masks has one"
+    return encode_mask(mask, original_size=image.original_size, size=image.size)
+
+
+def _metadata(record: Record, image: EncodedImage) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "subject": record.subject,
+        "study": record.study,
+        "view": record.view or image.view,
+        "split": record.split,
+        "labels": dict(record.labels),
+        "original_size": image.original_size,
+        "size": image.size,
+    }
+    if record.boxes:
+        # In pixels of the packed image, so that whoever reads a sample needs nothing else.
+        scale_y, scale_x = (new / old for new, old in zip(image.size, image.original_size, strict=True))
+        metadata["boxes"] = [
+            [
+                finding,
+                *(round(value, 2) for value in (left * scale_x, top * scale_y, width * scale_x, height * scale_y)),
+            ]
+            for finding, left, top, width, height in record.boxes
+        ]
+    if record.lists:
+        metadata["lists"] = list(record.lists)
+    return metadata
 
 
 def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
@@ -165,14 +239,14 @@ def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
     try:
         entry = None if noted["entry"] is None else shard_entry_from_json(noted["entry"])
         if entry is not None:
-            verify_shard(job.journal.out, entry)
+            verify_shard(job.journal.out, entry, job.members)
         rejected = tuple(Rejected(**line) for line in noted["rejected"])
         return ShardResult(entry, rejected, int(noted["bytes_in"]))
     except (ShardError, KeyError, TypeError, ValueError):
         return None
 
 
-@lru_cache(maxsize=1)
-def _load_tools(out: Path, tokenizer_sha256: str, dictionary_sha256: str) -> tuple[Tokenizer, ReportCodec]:
-    """Load tokenizer and dictionary once a process; the digests tell jobs apart."""
-    return load_tokenizer(out / TOKENIZER), ReportCodec((out / DICTIONARY).read_bytes())
+@lru_cache(maxsize=16)
+def _load_tools(out: Place, reports: ReportsEntry, thread: int) -> tuple[Tokenizer, ReportCodec]:
+    """Load tokenizer and dictionary once a thread, as zstd's contexts serve one; the digests tell jobs apart."""
+    return load_tokenizer(out / TOKENIZER), ReportCodec(read_whole(out / DICTIONARY, _DICTIONARY_LIMIT))

@@ -15,8 +15,8 @@ import numpy as np
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, read_manifest
-from mrm_stream.packing.shard import MEMBERS, ShardEntry, ShardIndex, index_path, read_index
+from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, ReportsEntry, read_manifest
+from mrm_stream.packing.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, index_path, read_index
 from mrm_stream.publish import sha256_of
 from mrm_stream.records import Sample
 
@@ -26,7 +26,7 @@ METADATA_LIMIT = 1 << 20
 """Bytes of one sample's JSON."""
 
 _REMEDY = "The set is damaged or incomplete: copy it again from where it came, or run `mrm-stream shard` again."
-_JPEG, _TOKENS, _METADATA, _REPORT = range(len(MEMBERS))
+_JPEG, _TOKENS, _METADATA, _REPORT = range(len(REPORT_MEMBERS))
 
 
 class ShardSet:
@@ -46,7 +46,8 @@ class ShardSet:
         self._firsts = [0, *accumulate(self.shard_sizes)]
         self._indexes: list[ShardIndex | None] = [None] * len(self._entries)
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
-        self._vocabulary = manifest.vocabulary
+        assert manifest.reports is not None, "`open` refuses a set without reports"
+        self.reports: ReportsEntry = manifest.reports
         self._codec: ReportCodec | None = None
         self._lock = threading.Lock()
 
@@ -59,6 +60,12 @@ class ShardSet:
                 missing or of another size than the manifest says.
         """
         manifest = read_manifest(directory)
+        if manifest.reports is None:
+            raise ShardError(
+                "the set has no reports: it is for fine-tuning",
+                where=directory,
+                remedy="Pre-train on a set of radiographs with reports.",
+            )
         if manifest.samples(split) == 0:
             filled = [name for name in manifest.splits if manifest.samples(name)]
             raise ShardError(
@@ -85,7 +92,7 @@ class ShardSet:
             ShardError: The file is absent, or another one has taken its place.
         """
         path = self.directory / TOKENIZER
-        if not path.is_file() or sha256_of(path) != self.manifest.tokenizer_sha256:
+        if not path.is_file() or sha256_of(path) != self.reports.tokenizer_sha256:
             raise ShardError(
                 "is not the tokenizer that these shards were packed with: their token ids would mean other words",
                 where=path,
@@ -107,7 +114,7 @@ class ShardSet:
         if tokens_bytes == 0 or tokens_bytes % 2:
             raise self._damaged(index, "the token ids are absent or cut short")
         token_ids = np.frombuffer(data, "<u2", tokens_bytes // 2, tokens_at)
-        if int(token_ids.max()) >= self._vocabulary:
+        if int(token_ids.max()) >= self.reports.vocabulary:
             raise self._damaged(index, "a token id is outside the tokenizer's vocabulary")
         return Sample(index, table.key(row), data[jpeg_at : jpeg_at + jpeg_bytes], token_ids)
 
@@ -172,7 +179,7 @@ class ShardSet:
         if table is None:
             entry = self._entries[shard]
             tar = self.directory / entry.file
-            table = read_index(tar)
+            table = read_index(tar, self.manifest.members)
             # A size that is off by less than a tar's block passes every other check.
             if len(table) != entry.samples or sha256_of(index_path(tar)) != entry.index_sha256:
                 raise ShardError("the index is not the manifest's", where=index_path(tar), remedy=_REMEDY)
@@ -195,7 +202,7 @@ class ShardSet:
     def _load_codec(self) -> ReportCodec:
         path = self.directory / DICTIONARY
         try:
-            if sha256_of(path) != self.manifest.dictionary_sha256:
+            if sha256_of(path) != self.reports.dictionary_sha256:
                 raise ShardError("the dictionary is not the manifest's", where=path, remedy=_REMEDY)
             return ReportCodec(path.read_bytes())
         except OSError as error:

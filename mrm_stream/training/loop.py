@@ -127,7 +127,7 @@ class Pretraining:
         self.shards = ShardSet.open(Path(config.data.shards), config.data.split)
         self.steps = total_steps(len(self.shards), config.optim)
         checkpoint = self._newest()
-        model = make_model(config, self.shards.manifest.vocabulary)
+        model = make_model(config, self.shards.reports.vocabulary)
         if checkpoint is not None:
             load_weights(model, checkpoint.weights(), checkpoint.directory)
         elif config.run.init:
@@ -219,8 +219,8 @@ class Pretraining:
             "step": self.step,
             "loader": {**loaders[0], "bad_samples": bad},
             "windows": windows,
-            "vocabulary": self.shards.manifest.vocabulary,
-            "tokenizer_sha256": self.shards.manifest.tokenizer_sha256,
+            "vocabulary": self.shards.reports.vocabulary,
+            "tokenizer_sha256": self.shards.reports.tokenizer_sha256,
         }
 
         def publish() -> Path:
@@ -234,7 +234,7 @@ class Pretraining:
     def finish(self, weights: Mapping[str, Tensor]) -> None:
         """Export the encoder and leave the mark of a complete run; on the first rank."""
         # A model of its own: under ZeRO-3 the trained one is spread over the ranks.
-        model = make_model(self.config, self.shards.manifest.vocabulary)
+        model = make_model(self.config, self.shards.reports.vocabulary)
         load_weights(model, weights, self.out)
         export_encoder(model, self.out / ENCODER, {"config": dump_config(self.config)})
         publish_bytes(self.out / COMPLETE, json.dumps({"step": self.step, "encoder": ENCODER}).encode() + b"\n")

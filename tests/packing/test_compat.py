@@ -16,14 +16,16 @@ import webdataset
 from PIL import Image
 
 from mrm_stream.packing.manifest import Manifest
-from mrm_stream.packing.pack import PackOptions, pack
-from mrm_stream.packing.shard import MEMBERS, index_path, read_index
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.pack import pack
+from mrm_stream.packing.shard import REPORT_MEMBERS, index_path, read_index
 
 
 @pytest.fixture(scope="module")
 def packed(mixed_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     out = tmp_path_factory.mktemp("compat") / "set"
-    return out, pack("training-csv", mixed_set, out, options=PackOptions(samples_per_shard=16, short_side=64))
+    options = PackOptions(samples_per_shard=16, short_side=64)
+    return out, pack("training-csv", mixed_set, out, options=options, max_bad=1)
 
 
 def ours(packed: tuple[Path, Manifest]) -> list[tuple[str, tuple[bytes, ...]]]:
@@ -42,7 +44,7 @@ def test_webdataset_reads_the_same_bytes(packed: tuple[Path, Manifest]) -> None:
     directory, manifest = packed
     urls = [str(directory / entry.file) for entry in manifest.splits["train"]]
     theirs: list[dict[str, Any]] = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [(sample["__key__"], tuple(sample[name] for name in MEMBERS)) for sample in theirs] == ours(packed)
+    assert [(sample["__key__"], tuple(sample[name] for name in REPORT_MEMBERS)) for sample in theirs] == ours(packed)
 
 
 def test_webdataset_decodes_them(packed: tuple[Path, Manifest]) -> None:
@@ -67,7 +69,7 @@ def test_dali_reads_the_same_bytes(packed: tuple[Path, Manifest]) -> None:
         members = fn.readers.webdataset(
             paths=[str(tar) for tar in tars],
             index_paths=[str(index_path(tar)) for tar in tars],
-            ext=list(MEMBERS),
+            ext=list(REPORT_MEMBERS),
             missing_component_behavior="error",
         )
         pipe.set_outputs(*members, fn.decoders.image(members[0], device="cpu", output_type=_grey()))
@@ -89,7 +91,7 @@ def test_tar_lists_and_dali_indexes_them_as_we_do(packed: tuple[Path, Manifest],
     listing = subprocess.run(["tar", "-tf", str(tar)], capture_output=True, text=True, check=True)
     assert listing.stderr == ""
     keys = [key for key, _ in ours(packed)][: manifest.splits["train"][0].samples]
-    assert listing.stdout.split() == [f"{key}.{extension}" for key in keys for extension in MEMBERS]
+    assert listing.stdout.split() == [f"{key}.{extension}" for key in keys for extension in REPORT_MEMBERS]
     pytest.importorskip("wds2idx")
     index = tmp_path / "theirs.idx"
     subprocess.run([sys.executable, "-m", "wds2idx", str(tar), str(index)], capture_output=True, check=True)

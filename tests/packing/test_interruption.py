@@ -1,67 +1,46 @@
-"""Packing that is killed, stopped or short of disk, and then run again."""
+"""Packing that is killed, stopped, short of disk or without power, and then run again."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import errno
+import fcntl
+import logging
 import os
 import random
+import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mrm_stream.errors import ShardError
+from mrm_stream import publish
+from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.packing.journal import FOLDER
-from mrm_stream.packing.manifest import Manifest, read_manifest
-from mrm_stream.packing.pack import PackOptions, Progress, pack
-from mrm_stream.packing.shard import verify_shard
+from mrm_stream.packing.lock import locked
+from mrm_stream.packing.manifest import read_manifest
+from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.verify import verify
+from tests.packing.torture import (
+    FAULTS,
+    OPTIONS,
+    KillReport,
+    digests,
+    kill_campaign,
+    pack_set,
+    publishing_in_place,
+    start_job,
+    worker_processes,
+)
 
-OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
+_logger = logging.getLogger(__name__)
 
-# Run as a process of its own, so that it can be killed. Arguments: root, out, workers, largest file in bytes (or 0).
-JOB = """
-import resource, sys
-from pathlib import Path
-from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing.pack import PackOptions, pack
-root, out, workers, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    options = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
-    pack("training-csv", root, out, options=options, workers=workers)
-except MrmStreamError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
-
-
-def pack_set(root: Path, out: Path, *, workers: int = 1, options: PackOptions = OPTIONS) -> Manifest:
-    return pack("training-csv", root, out, options=options, workers=workers)
-
-
-def start_job(root: Path, out: Path, workers: int, limit: int = 0) -> subprocess.Popen[str]:
-    arguments = [str(root), str(out), str(workers), str(limit)]
-    return subprocess.Popen(
-        [sys.executable, "-c", JOB, *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def digests(directory: Path) -> dict[str, str]:
-    """Every file below the directory, hidden ones too, by its SHA-256."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
 
 
 @pytest.fixture(scope="module")
@@ -71,44 +50,69 @@ def packed(mixed_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+# ---- kills ----
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.campaign)])
 def test_killed_at_any_moment_and_run_again_the_bytes_are_the_same(
-    mixed_set: Path, packed: Path, tmp_path: Path
+    mixed_set: Path, packed: Path, tmp_path: Path, kills: int
 ) -> None:
-    draw = random.Random(0)
-    out = tmp_path / "set-0"
-    shards_at_kill = []
-    for attempt in range(10):
-        job = start_job(mixed_set, out, workers=1 + attempt % 2)
-        # Some shards further on than the last time, and then at any moment within the next one.
-        target = len(list(out.glob("*.tar"))) + draw.randrange(4)
-        deadline = time.monotonic() + 20
-        while job.poll() is None and time.monotonic() < deadline:
-            if (out / FOLDER).exists() and len(list(out.glob("*.tar"))) >= target:
-                break
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.05))
-        if job.poll() is None:
-            # The parent alone: its workers must follow by themselves. Killing Python's resource tracker too, as the
-            # death of the whole group would, leaves the pool's semaphores in /dev/shm.
-            os.kill(job.pid, signal.SIGKILL)
-        _, said = job.communicate(timeout=20)
-        assert job.returncode in (0, -signal.SIGKILL), said
-        if job.returncode:
-            shards_at_kill.append(len(list(out.glob("*.tar"))))
-        if (out / "manifest.json").exists():
-            for entry in read_manifest(out).splits["train"]:
-                verify_shard(out, entry)
-        # The signal may also come when all is done and the process is on its way out.
-        is_finished = (out / "manifest.json").exists() and not (out / FOLDER).exists()
-        assert is_finished or job.returncode
-        if is_finished:
-            assert digests(out) == digests(packed)
-            out = tmp_path / f"set-{attempt + 1}"
-    assert len(shards_at_kill) >= 5
-    assert any(0 < shards < 9 for shards in shards_at_kill)
-    if not (out / "manifest.json").exists() or (out / FOLDER).exists():
-        pack_set(mixed_set, out, workers=2)
-        assert digests(out) == digests(packed)
+    report = kill_campaign(mixed_set, packed, tmp_path, kills=kills)
+    _logger.info("%s", report)
+    assert report.problems == []
+    assert report.kills.total() == kills
+    assert report.finished >= 1
+    assert any("shards" in moment and moment != "0 shards" for moment in report.moments)
+
+
+@NEEDS_PROC
+@pytest.mark.campaign
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_campaign_of_kills_finds_planted_faults(mixed_set: Path, packed: Path, tmp_path: Path, fault: str) -> None:
+    report: KillReport = kill_campaign(mixed_set, packed, tmp_path, kills=100, fault=fault)
+    expected = {
+        "in-place": "but is not whole",
+        "trusting": "stands, but not the set",
+        "order": "is not whole",
+    }
+    assert expected[fault] in "\n".join(report.problems)
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("victim", ["worker", "parent"])
+def test_when_a_process_is_killed_the_others_end_soon(
+    make_set: Callable[..., Path], tmp_path: Path, victim: str
+) -> None:
+    job = start_job(make_set(tmp_path / "source", 600), tmp_path / "set", workers=2)
+    deadline = time.monotonic() + 60
+    workers: list[int] = []
+    while len(workers) < 2 and job.poll() is None and time.monotonic() < deadline:
+        workers = worker_processes(job.pid)
+        time.sleep(0.01)
+    assert len(workers) == 2
+    os.kill(workers[0] if victim == "worker" else job.pid, signal.SIGKILL)
+    _, message = job.communicate(timeout=60)
+    if victim == "worker":
+        assert job.returncode == 1
+        assert "ClusterError: a worker process was killed" in message
+    else:
+        assert job.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{process}/fd").exists() for process in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [process for process in workers if "spawn_main" in _command(process)]
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def _command(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+# ---- leftovers ----
 
 
 def interrupt(root: Path, out: Path, after: int) -> None:
@@ -119,7 +123,7 @@ def interrupt(root: Path, out: Path, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack("training-csv", root, out, options=OPTIONS, progress=stop)
+        pack("training-csv", root, out, options=OPTIONS, max_bad=1.0, progress=stop)
     assert not (out / "manifest.json").exists()
 
 
@@ -139,6 +143,32 @@ def test_whole_shards_are_kept_and_damaged_ones_packed_again(mixed_set: Path, pa
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
 
 
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.campaign)])
+def test_damaged_notes_are_not_believed(mixed_set: Path, packed: Path, tmp_path: Path, rounds: int) -> None:
+    """They hold lines of the quarantine and the checksums that shards are kept by."""
+    draw = random.Random(0)
+    for number in range(rounds):
+        out = tmp_path / f"set-{number}"
+        interrupt(mixed_set, out, after=40)
+        notes = [path for path in (out / FOLDER).glob("*.json") if path.name != "job.json"]
+        for path in notes:
+            content = bytearray(path.read_bytes())
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(content)
+        pack_set(mixed_set, out)
+        assert digests(out) == digests(packed)
+
+
+def test_notes_of_a_job_that_cannot_be_told_are_dropped(mixed_set: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(OPTIONS, jpeg_quality=80)
+    pack_set(mixed_set, tmp_path / "undisturbed", options=other)
+    out = tmp_path / "set"
+    interrupt(mixed_set, out, after=20)
+    (out / FOLDER / "job.json").write_text("{")
+    pack_set(mixed_set, out, options=other)
+    assert digests(out) == digests(tmp_path / "undisturbed")
+
+
 def test_an_interruption_after_the_manifest_is_tidied_up(mixed_set: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     interrupt(mixed_set, out, after=20)
@@ -147,7 +177,7 @@ def test_an_interruption_after_the_manifest_is_tidied_up(mixed_set: Path, packed
     (out / FOLDER).mkdir()
     for name, content in leftovers.items():
         (out / FOLDER / name).write_bytes(content)
-    assert pack_set(mixed_set, out) == read_manifest(packed)
+    pack_set(mixed_set, out)
     assert digests(out) == digests(packed)
 
 
@@ -161,20 +191,69 @@ def test_leftovers_of_another_job_are_refused(mixed_set: Path, tmp_path: Path, c
     assert digests(out) == before
 
 
+# ---- two at once ----
+
+
+def test_a_second_packer_is_refused_while_the_first_one_packs(mixed_set: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    refused = []
+
+    def start_another(done: Progress) -> None:
+        with pytest.raises(ShardError, match="another process is packing") as caught:
+            pack_set(mixed_set, out)
+        refused.append(caught.value.where)
+
+    pack("training-csv", mixed_set, out, options=OPTIONS, max_bad=1.0, progress=start_another)
+    assert refused == [str(out)] * 9
+    assert digests(out) == digests(packed)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.campaign)])
+def test_of_packers_started_together_one_packs(mixed_set: Path, packed: Path, tmp_path: Path, rounds: int) -> None:
+    for number in range(rounds):
+        out = tmp_path / f"set-{number}"
+        jobs = [start_job(mixed_set, out, workers=1) for _ in range(3)]
+        said = [job.communicate(timeout=60)[1] for job in jobs]
+        assert 0 in {job.returncode for job in jobs}
+        for job, message in zip(jobs, said, strict=True):
+            refusals = ("ShardError: ", "another process is packing", "already holds shards")
+            assert not job.returncode or (message.count(refusals[0]) and any(word in message for word in refusals[1:]))
+        assert digests(out) == digests(packed)
+
+
+def test_a_lock_that_its_holder_removed_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before the holder ended, locked after: the file is gone, and a third process would make another."""
+    lock = tmp_path / "lock"
+    flock = fcntl.flock
+
+    def removed_meanwhile(file: Any, operation: int) -> None:
+        lock.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with pytest.raises(ShardError, match="another process"), locked(lock, tmp_path):
+        pytest.fail("was held")
+
+
+# ---- no room ----
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_named_and_nothing_is_half_published(
+def test_a_file_that_grows_too_large_is_named_and_nothing_is_half_published(
     mixed_set: Path, packed: Path, tmp_path: Path, workers: int
 ) -> None:
     out = tmp_path / "set"
     largest_but_shards = max(path.stat().st_size for path in packed.iterdir() if path.suffix != ".tar")
-    shards = [path.stat().st_size for path in packed.glob("*.tar")]
-    assert min(shards) > largest_but_shards
-    job = start_job(mixed_set, out, workers, limit=min(shards) - 1)
-    _, message = job.communicate(timeout=60)
-    assert job.returncode == 1
-    assert message.startswith("StorageError: ")
-    assert ".tar: cannot be written: File too large" in message
-    assert "Made-up" not in message
+    limit = min(path.stat().st_size for path in packed.glob("*.tar")) - 1
+    assert limit > largest_but_shards
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # workers inherit it
+    try:
+        with pytest.raises(StorageError, match=r"\.tar: cannot be written: File too large") as caught:
+            pack_set(mixed_set, out, workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Made-up" not in str(caught.value)
     assert not list(out.rglob("*.tar"))
     assert not list(out.rglob("*.tmp"))
     assert not (out / "manifest.json").exists()
@@ -182,43 +261,150 @@ def test_a_full_disk_is_named_and_nothing_is_half_published(
     assert digests(out) == digests(packed)
 
 
-def _children(process: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """(tmpfs options) -> its folder, mounted anew, or changed if it is mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        how = f"remount,{options}" if folder.is_mount() else options
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no small disk: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
 
 
-def _is_packing(process: int) -> bool:
-    try:
-        return "spawn_main" in Path(f"/proc/{process}/cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+# Room for next to nothing, some shards, all shards but not the rest; inodes for the folders alone, and some files.
+_SHORT = ["size=4k", "size=40k", "size=100k", "size=316k", "size=350k", "size=360k"]
+_SHORT += [f"size=1m,nr_inodes={count}" for count in (2, 3, 4, 5, 12, 25)]
+_LONG = [f"size={size}k" for size in range(4, 420, 4)] + [f"size=1m,nr_inodes={count}" for count in range(1, 40)]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds worker processes through /proc")
-@pytest.mark.parametrize("victim", ["worker", "parent"])
-def test_when_a_process_is_killed_the_others_end_soon(
-    make_set: Callable[..., Path], tmp_path: Path, victim: str
+@pytest.mark.parametrize("limits", [_SHORT, pytest.param(_LONG, marks=pytest.mark.campaign)], ids=["short", "long"])
+def test_on_a_full_disk_nothing_is_half_published(
+    mixed_set: Path, packed: Path, small_disk: Callable[[str], Path], limits: list[str]
 ) -> None:
-    root = make_set(tmp_path / "source", 600)
-    job = start_job(root, tmp_path / "set", workers=2)
-    deadline = time.monotonic() + 30
-    workers: list[int] = []
-    while len(workers) < 2 and job.poll() is None and time.monotonic() < deadline:
-        workers = [child for child in _children(job.pid) if _is_packing(child)]
-        time.sleep(0.01)
-    assert len(workers) == 2
-    os.kill(workers[0] if victim == "worker" else job.pid, signal.SIGKILL)
-    _, message = job.communicate(timeout=30)
-    if victim == "worker":
-        assert job.returncode == 1
-        assert "ShardError" in message
-        assert "a worker process was killed" in message
-    else:
-        assert job.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while any(_is_packing(process) for process in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_is_packing(process) for process in workers)
-    assert not (tmp_path / "set" / "manifest.json").exists()
+    refused = 0
+    for limit in limits:
+        out = small_disk(limit) / "set"
+        said = None
+        try:
+            pack_set(mixed_set, out)
+        except StorageError as error:
+            said = str(error)
+        if said is not None:
+            refused += 1
+            assert os.strerror(errno.ENOSPC) in said
+            assert not (out / "manifest.json").exists()
+            assert not list(out.rglob("*.tmp"))
+            for name, digest in digests(out).items():
+                assert name.startswith(FOLDER) or digest == digests(packed)[name]
+            small_disk("size=8m,nr_inodes=1000")
+            pack_set(mixed_set, out)
+        assert digests(out) == digests(packed)
+        subprocess.run(["umount", str(out.parent)], check=True)
+    assert refused > len(limits) / 2
+
+
+# ---- power cuts ----
+
+Events = list[tuple[str, str, str]]
+
+
+def record_writes(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Events:
+    """Pack, and return what was asked of the disk, in order: (write, path, ""), (fsync, path, ""), (rename, from,
+    to)."""
+    events: Events = []
+    write, fsync, rename = os.write, os.fsync, os.rename
+
+    def name_of(descriptor: int) -> str:
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    def recorded_write(descriptor: int, data: bytes) -> int:
+        events.append(("write", name_of(descriptor), ""))
+        return write(descriptor, data)
+
+    def recorded_fsync(descriptor: int) -> None:
+        events.append(("fsync", name_of(descriptor), ""))
+        fsync(descriptor)
+
+    def recorded_rename(source: Any, target: Any) -> None:
+        events.append(("rename", str(source), str(target)))
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", recorded_write)
+        patch.setattr(os, "fsync", recorded_fsync)
+        patch.setattr(os, "rename", recorded_rename)
+        pack_set(root, out)
+    return events
+
+
+def lost_in_a_power_cut(events: Events, out: Path) -> list[str]:
+    """What a power cut at some instant would take although later steps built on it."""
+    problems = []
+    renamed = {target for kind, _, target in events if kind == "rename"}
+    problems += [f"{path.name} was not renamed into place" for path in out.iterdir() if str(path) not in renamed]
+    for place, (kind, source, target) in enumerate(events):
+        if kind == "rename":
+            of_source = [event for event in events[:place] if event[1] == source]
+            if not of_source or of_source[-1][0] != "fsync":
+                problems.append(f"{Path(target).name} was not synced before it was renamed")
+            if events[place + 1 : place + 2] != [("fsync", str(Path(target).parent), "")]:
+                problems.append(f"the folder of {Path(target).name} was not synced at once")
+    if ("fsync", str(out.parent), "") not in events:
+        problems.append("the new folder's own entry was not synced")
+    order = [Path(target).name for kind, _, target in events if kind == "rename"]
+    if order[-1:] != ["manifest.json"]:
+        problems.append("the manifest was not the last")
+    for path in out.glob("*.tar"):
+        names = [f"{path.stem}{end}" for end in (".tar", ".idx", ".json")]
+        if [name for name in order if name in names] != names:
+            problems.append(f"{path.name} was noted before it was published")
+    return problems
+
+
+@NEEDS_PROC
+def test_every_step_is_on_the_disk_before_the_next_one(
+    mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = record_writes(mixed_set, tmp_path / "set", monkeypatch)
+    assert sum(kind == "rename" for kind, _, _ in events) == 2 * 9 + 9 + 6
+    assert lost_in_a_power_cut(events, tmp_path / "set") == []
+
+
+@contextmanager
+def _unsynced(path: Path, staging: Path) -> Iterator[publish.HashingFile]:
+    temporary = staging / f".{path.name}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    yield publish.HashingFile(descriptor, path)
+    os.close(descriptor)
+    temporary.rename(path)
+    publish.sync_folder(path.parent)
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize(
+    ("name", "planted", "found"),
+    [
+        ("sync_folder", lambda folder: None, "the folder of train-00000.tar was not synced at once"),
+        ("_publishing_locally", _unsynced, "manifest.json was not synced before it was renamed"),
+        ("_publishing_locally", publishing_in_place, "manifest.json was not renamed into place"),
+    ],
+)
+def test_planted_faults_show_as_losses_in_a_power_cut(
+    mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, planted: Any, found: str
+) -> None:
+    monkeypatch.setattr(publish, name, planted)
+    events = record_writes(mixed_set, tmp_path / "set", monkeypatch)
+    assert found in lost_in_a_power_cut(events, tmp_path / "set")
+
+
+def test_the_finished_set_is_whole(packed: Path) -> None:
+    assert verify(packed, decode=True) == []
+    assert read_manifest(packed).samples("train") == 40

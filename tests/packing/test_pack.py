@@ -19,16 +19,21 @@ from mrm_stream.packing import worker
 from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.journal import FOLDER
 from mrm_stream.packing.manifest import Manifest, read_manifest
-from mrm_stream.packing.pack import PackOptions, Progress, pack, plan_shards
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.plan import plan_shards
 from mrm_stream.packing.shard import read_index, verify_shard
 from mrm_stream.packing.tokenizer import encode_report, load_tokenizer
+from mrm_stream.packing.workers import Workers
 from mrm_stream.records import Record
 
 OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
 
 
-def pack_set(root: Path, out: Path, *, workers: int = 1, options: PackOptions = OPTIONS) -> Manifest:
-    return pack("training-csv", root, out, options=options, workers=workers)
+def pack_set(
+    root: Path, out: Path, *, workers: int = 1, options: PackOptions = OPTIONS, tokenizer: Path | None = None
+) -> Manifest:
+    return pack("training-csv", root, out, options=options, tokenizer=tokenizer, max_bad=1, workers=Workers(workers))
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -72,7 +77,8 @@ def test_the_set_holds_every_good_record_once(mixed_set: Path, packed: Path) -> 
     assert sorted(keys) == [f"good-{number:03d}" for number in range(40)]
     assert keys != sorted(keys)
     assert manifest.samples("train") == 40
-    assert manifest.vocabulary == tokenizer.get_vocab_size()
+    assert manifest.reports is not None
+    assert manifest.reports.vocabulary == tokenizer.get_vocab_size()
 
 
 def test_bad_records_are_quarantined_with_their_reasons(packed: Path) -> None:
@@ -150,7 +156,7 @@ def test_a_second_job_on_the_same_directory_is_refused(mixed_set: Path, tmp_path
         with pytest.raises(ShardError, match="another process"):
             pack_set(mixed_set, out)
 
-    pack("training-csv", mixed_set, out, options=OPTIONS, progress=intrude)
+    pack("training-csv", mixed_set, out, options=OPTIONS, max_bad=1, progress=intrude)
 
 
 def test_if_no_record_can_be_used_there_is_no_set(make_set: Callable[..., Path], tmp_path: Path) -> None:
@@ -169,24 +175,42 @@ def test_without_reports_there_is_no_tokenizer(make_set: Callable[..., Path], tm
     assert not list(out.iterdir())
 
 
+def test_a_vocabulary_that_is_too_small_leaves_the_directory_free(mixed_set: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    with pytest.raises(SourceError, match="Ask for a larger vocabulary"):
+        pack_set(mixed_set, out, options=dataclasses.replace(OPTIONS, vocabulary=10))
+    assert not list(out.iterdir())
+    pack_set(mixed_set, out)
+
+
 def test_a_given_tokenizer_is_used(mixed_set: Path, packed: Path, tmp_path: Path) -> None:
-    options = dataclasses.replace(OPTIONS, tokenizer=packed / "tokenizer.json", seed=3)
-    manifest = pack_set(mixed_set, tmp_path / "set", options=options)
-    assert manifest.tokenizer_sha256 == read_manifest(packed).tokenizer_sha256
-    assert manifest.choices["tokenizer"] == "given"
+    options = dataclasses.replace(OPTIONS, seed=3)
+    manifest = pack_set(mixed_set, tmp_path / "set", options=options, tokenizer=packed / "tokenizer.json")
+    trained = read_manifest(packed).reports
+    assert manifest.reports is not None
+    assert trained is not None
+    assert manifest.reports.tokenizer_sha256 == trained.tokenizer_sha256
+    assert (manifest.reports.is_trained, trained.is_trained) == (False, True)
     assert (tmp_path / "set" / "tokenizer.json").read_bytes() == (packed / "tokenizer.json").read_bytes()
 
 
 def test_a_tokenizer_that_is_absent_is_named(mixed_set: Path, tmp_path: Path) -> None:
-    options = dataclasses.replace(OPTIONS, tokenizer=tmp_path / "absent.json")
     with pytest.raises(ShardError, match=r"absent\.json"):
-        pack_set(mixed_set, tmp_path / "set", options=options)
+        pack_set(mixed_set, tmp_path / "set", tokenizer=tmp_path / "absent.json")
     assert not (tmp_path / "set").exists()
 
 
 def test_progress_counts_records_and_bytes(mixed_set: Path, packed: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    pack("training-csv", mixed_set, tmp_path / "set", options=OPTIONS, workers=2, progress=seen.append)
+    pack(
+        "training-csv",
+        mixed_set,
+        tmp_path / "set",
+        options=OPTIONS,
+        max_bad=1,
+        workers=Workers(2),
+        progress=seen.append,
+    )
     assert [step.records for step in seen] == sorted(step.records for step in seen)
     last = seen[-1]
     assert (last.records, last.total, last.bad) == (43, 43, 3)
@@ -203,7 +227,7 @@ def test_splits_stay_apart_and_the_tokenizer_sees_the_training_alone(
         Record(path.stem, f"images/{path.name}", report_text=f"there is {words[split]}", split=split)
         for path, split in zip(images, ["train", "validate", "test", "test"] * 3, strict=False)
     ]
-    monkeypatch.setattr("mrm_stream.packing.pack.list_records", lambda name, root: records)
+    monkeypatch.setattr("mrm_stream.packing.plan.list_records", lambda name, root, lists: records)
     manifest = pack_set(mixed_set, tmp_path / "set")
     assert {split: manifest.samples(split) for split in words} == {"train": 3, "validate": 3, "test": 6}
     for split, entries in manifest.splits.items():
@@ -226,11 +250,11 @@ def test_frontal_views_alone(mixed_set: Path, tmp_path: Path, monkeypatch: pytes
         Record(path.stem, f"images/{path.name}", report_text="no acute process", view=view, labels={"Edema": -1})
         for path, view in zip(images, views, strict=False)
     ]
-    monkeypatch.setattr("mrm_stream.packing.pack.list_records", lambda name, root: records)
+    monkeypatch.setattr("mrm_stream.packing.plan.list_records", lambda name, root, lists: records)
     manifest = pack_set(mixed_set, tmp_path / "set", options=dataclasses.replace(OPTIONS, views="frontal"))
     index = read_index(tmp_path / "set" / manifest.splits["train"][0].file)
     assert {index.key(number) for number in range(len(index))} == {records[place].key for place in (0, 1, 4, 5)}
-    assert manifest.choices["views"] == "frontal"
+    assert manifest.options.views == "frontal"
 
 
 def test_reports_reach_no_log_no_note_and_no_error(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mrm_stream.packing.dictionary import ReportCodec, learn_dictionary
-from mrm_stream.packing.manifest import DICTIONARY, Manifest, write_manifest
-from mrm_stream.packing.shard import PackedSample, write_shard
+from mrm_stream.packing.manifest import DICTIONARY, Manifest, ReportsEntry, write_manifest
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.shard import PackedSample, canonical_json, write_shard
 
 MakeSet = Callable[..., Path]
 
@@ -48,7 +49,7 @@ def build_set(
                         key=key,
                         jpeg=f"jpeg {index}".encode(),
                         tokens=tokens.get(key, np.array(ids, "<u2").tobytes()),
-                        metadata={"subject": f"s{index}", "split": split, "labels": {"edema": 1}},
+                        metadata=canonical_json({"subject": f"s{index}", "split": split, "labels": {"edema": 1}}),
                         report=codec.compress(f"report {index}: the lungs are clear"),
                     )
                 )
@@ -61,13 +62,8 @@ def build_set(
         out,
         Manifest(
             source="test",
-            seed=seed,
-            short_side=1024,
-            jpeg_quality=95,
-            samples_per_shard=1000,
-            vocabulary=VOCABULARY,
-            tokenizer_sha256="0" * 64,
-            dictionary_sha256=hashlib.sha256(dictionary).hexdigest(),
+            options=PackOptions(seed=seed),
+            reports=ReportsEntry("0" * 64, hashlib.sha256(dictionary).hexdigest(), VOCABULARY, is_trained=True),
             splits=entries,
         ),
     )

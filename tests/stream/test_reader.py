@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import ShardError
+from mrm_stream.packing.manifest import read_manifest, write_manifest
 from mrm_stream.packing.shard import read_index
 from mrm_stream.stream import reader
 from mrm_stream.stream.reader import ShardSet
@@ -139,10 +141,9 @@ def test_another_shards_index_is_refused(make_set: MakeSet) -> None:
 
 def test_a_manifest_that_counts_otherwise_is_refused(make_set: MakeSet) -> None:
     root = make_set(splits={"train": [3]})
-    manifest = json.loads((root / "manifest.json").read_text())
-    train = manifest["splits"]["train"]
-    train["samples"] = train["shards"][0]["samples"] = 2
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(root)
+    shorter = dataclasses.replace(manifest.splits["train"][0], samples=2)
+    write_manifest(root, dataclasses.replace(manifest, splits={"train": (shorter,)}))
     with pytest.raises(ShardError, match=r"train-00000\.idx"):
         ShardSet.open(root, "train").sample(0)
 
@@ -237,9 +238,9 @@ def test_nothing_is_read_before_it_is_needed(make_set: MakeSet, monkeypatch: pyt
     root = make_set(splits={"train": [2] * 5})
     read: list[str] = []
 
-    def counted(path: Path) -> object:
+    def counted(path: Path, members: tuple[str, ...]) -> object:
         read.append(path.name)
-        return read_index(path)
+        return read_index(path, members)
 
     monkeypatch.setattr(reader, "read_index", counted)
     shards = ShardSet.open(root, "train")

@@ -1,0 +1,123 @@
+"""One process at a time packs into a directory: a lock of the kernel's on a local file, a lease on a remote object.
+
+A lease is renewed while its owner lives. Clocks of machines differ, so nobody reads a time from it: who finds a lease
+watches it for as long as a living owner would take to renew it twice, and takes it over if it does not change.
+Whoever lost a lease that way (asleep, or cut off) does no harm: the same job writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mrm_stream.errors import ShardError, StorageError
+from mrm_stream.storage import Place, create_exclusively, overwrite, read_whole, remove
+
+RENEWED_S = 15.0
+"""Seconds from one renewal of a lease to the next."""
+_LEASE_LIMIT = 1 << 10
+
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(lock: Place, directory: Place) -> Iterator[None]:
+    """Hold the lock while the block lasts.
+
+    Args:
+        lock: The file.
+        directory: What it stands for, for the message.
+
+    Raises:
+        ShardError: Another process holds it.
+        StorageError: It cannot be written.
+    """
+    if isinstance(lock, Path):
+        with _opened(lock) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _in_use(directory) from error
+            if not _is_still_there(file, lock):
+                raise _in_use(directory)
+            yield
+        return
+    owner = secrets.token_hex(8)
+    _take(lock, owner, directory)
+    ended = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lock, owner, ended), daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewal.join()
+        try:
+            remove(lock)
+        except StorageError as error:  # what ended the block is what matters; the next one waits the lease out
+            _logger.warning("the lease could not be removed: %s", error.what)
+
+
+def _opened(lock: Path) -> BinaryIO:
+    try:
+        return lock.open("wb")
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written: {error.strerror}", where=lock, remedy="Free some space, or choose another directory."
+        ) from error
+
+
+def _is_still_there(file: BinaryIO, lock: Path) -> bool:
+    """Whoever ended between our opening the file and locking it has removed it: the next one makes another."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(lock: Place, owner: str, directory: Place) -> None:
+    if create_exclusively(lock, _lease(owner, 0)):
+        return
+    seen = _read(lock)
+    _logger.info("%s: another process may be packing there; watching its lease for %.0f s", directory, 2 * RENEWED_S)
+    deadline = time.monotonic() + 2 * RENEWED_S
+    while time.monotonic() < deadline:
+        time.sleep(RENEWED_S / 10)
+        if _read(lock) != seen:
+            raise _in_use(directory)
+    remove(lock)
+    if not create_exclusively(lock, _lease(owner, 0)):
+        raise _in_use(directory)
+
+
+def _renew(lock: Place, owner: str, ended: threading.Event) -> None:
+    count = 0
+    while not ended.wait(RENEWED_S):
+        count += 1
+        try:
+            overwrite(lock, _lease(owner, count))
+        except StorageError as error:
+            _logger.warning("the lease could not be renewed: %s", error.what)
+
+
+def _lease(owner: str, count: int) -> bytes:
+    return f"{owner} {count}\n".encode("ascii")
+
+
+def _read(lock: Place) -> bytes:
+    try:
+        return read_whole(lock, _LEASE_LIMIT)
+    except FileNotFoundError:
+        return b""
+
+
+def _in_use(directory: Place) -> ShardError:
+    return ShardError("another process is packing into this directory", where=directory, remedy="Wait until it ends.")

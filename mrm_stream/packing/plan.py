@@ -1,0 +1,128 @@
+"""Which records go into which shard, in which order: a pure function of the records, the options and the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from mrm_stream.errors import SourceError
+from mrm_stream.packing.labels import apply_policy
+from mrm_stream.packing.manifest import VERSION
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.shard import canonical_json
+from mrm_stream.randomness import Purpose, permutation
+from mrm_stream.records import SPLITS, Record
+from mrm_stream.sources.registry import find_source, list_records
+from mrm_stream.storage import Place
+
+_FRONTAL = {"AP", "PA", "FRONTAL"}
+# Libraries whose next release may make other bytes: an interrupted job is not finished with another one.
+_LIBRARIES = ("numpy", "pillow", "pydicom", "python-gdcm", "simplejpeg", "tokenizers", "zstandard")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """The records that go into one shard, in their order."""
+
+    name: str
+    """Without `.tar`."""
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetPlan:
+    """All that is known of a set before an image is read."""
+
+    source: str
+    root: Place
+    options: PackOptions
+    by_lists: bool
+    has_reports: bool
+    has_masks: bool
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def records(self) -> int:
+        """How many records there are to pack."""
+        return sum(len(shard.records) for shard in self.shards)
+
+    def fingerprint(self, tokenizer: str | None) -> str:
+        """Return a digest of all that decides the set's bytes, save the contents of the images and report files.
+
+        Args:
+            tokenizer: The one that was given, as JSON.
+        """
+        choices: dict[str, Any] = asdict(self.options) | {
+            "tokenizer": tokenizer,
+            "kind": [self.by_lists, self.has_reports, self.has_masks],
+        }
+        digest = hashlib.sha256(canonical_json([VERSION, self.source, choices, libraries()]))
+        for plan in self.shards:
+            for record in plan.records:
+                # A canonical spelling of a record; asdict alone is slow, and labels may be any mapping.
+                fields = [record.key, record.image_path, record.report_path, record.report_text, record.subject]
+                fields += [record.study, record.view, record.split, record.mask_path, record.mask_runs]
+                digest.update(canonical_json([*fields, dict(record.labels), record.boxes, record.lists]))
+        return digest.hexdigest()
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that decide what bytes are made."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def plan_set(source: str, root: Place, options: PackOptions, lists: Place | None = None) -> SetPlan:
+    """List a data set's records, choose among them, and deal them out to shards.
+
+    Raises:
+        SourceError: The data set is not laid out as its source expects, or has none of the views wanted.
+    """
+    kind = find_source(source)
+    records = _choose_views(list_records(source, root, lists), options, root)
+    if options.uncertain != "keep":
+        # Records of one study share their labels, before and after.
+        treated = {id(record.labels): apply_policy(record.labels, options.uncertain) for record in records}
+        records = [replace(record, labels=treated[id(record.labels)]) for record in records]
+    return SetPlan(
+        source=source,
+        root=root,
+        options=options,
+        by_lists=lists is not None,
+        # The lists are for fine-tuning, which reads no reports.
+        has_reports=kind.has_reports and lists is None,
+        has_masks=kind.has_masks,
+        shards=tuple(plan_shards(records, options)),
+    )
+
+
+def plan_shards(records: Sequence[Record], options: PackOptions) -> list[ShardPlan]:
+    """Deal records out to shards: a pure function of their keys, their splits and the seed."""
+    plans = []
+    for stream, split in enumerate(SPLITS):
+        chosen = sorted((record for record in records if record.split == split), key=lambda record: record.key)
+        if not chosen:
+            continue
+        order = permutation(options.seed, 0, stream, Purpose.PACKING, len(chosen))
+        count = -(-len(chosen) // options.samples_per_shard)
+        # Shards of equal length: a last one of a few samples would weigh in a shuffle like a full one.
+        for number, places in enumerate(np.array_split(order, count)):
+            plans.append(ShardPlan(f"{split}-{number:05d}", tuple(chosen[place] for place in places)))
+    return plans
+
+
+def _choose_views(records: list[Record], options: PackOptions, root: Place) -> list[Record]:
+    if options.views == "all":
+        return records
+    frontal = [record for record in records if record.view.upper().partition(" ")[0] in _FRONTAL]
+    _logger.info("%d of %d records are frontal views", len(frontal), len(records))
+    if not frontal:
+        raise SourceError("no record is a frontal view", where=root, remedy="Pack all views.")
+    return frontal

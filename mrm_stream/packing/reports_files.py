@@ -1,0 +1,117 @@
+"""The tokenizer and the dictionary of a set: learnt from the training split's reports before any image is looked at."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from tokenizers import Tokenizer
+
+from mrm_stream.errors import RecordError, SourceError
+from mrm_stream.packing.dictionary import TRAINING_BYTES, learn_dictionary
+from mrm_stream.packing.journal import Journal
+from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry
+from mrm_stream.packing.plan import SetPlan
+from mrm_stream.packing.sections import select_sections
+from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
+from mrm_stream.packing.worker import reason_of
+from mrm_stream.publish import publish_bytes, sha256_of
+from mrm_stream.sources.reading import read_report
+from mrm_stream.storage import Place
+
+_NOTE = "reports"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LearntFiles:
+    """Contents of the files, not yet written."""
+
+    tokenizer: Tokenizer
+    dictionary: bytes
+
+    def tokenizer_text(self) -> bytes:
+        """Return the content of the tokenizer's file."""
+        text: str = self.tokenizer.to_str(pretty=True)
+        return text.encode()
+
+
+def learn_files(plan: SetPlan, given: Place | None) -> LearntFiles:
+    """Return what the training split's reports teach: the same for the same reports.
+
+    Args:
+        plan: Of the set.
+        given: A tokenizer to use instead of training one.
+
+    Raises:
+        SourceError: There is no report to learn from.
+        ShardError: The given tokenizer is none of ours.
+    """
+    reasons: Counter[str] = Counter()
+    reports: list[str] = []
+    chosen: list[str] = []
+    held = 0
+    for study, report in _training_reports(plan, reasons):
+        if held < TRAINING_BYTES:  # the dictionary looks at no more
+            reports.append(report)
+            held += len(report)
+        elif given is not None:
+            break
+        with suppress(RecordError):  # without the sections asked for: told when its shard is packed
+            sections = plan.options.sections
+            chosen.append(select_sections(report, study, sections) if sections else report)
+    if given is not None:
+        tokenizer = load_tokenizer(given)
+    elif chosen:
+        _logger.info("training a tokenizer on %d reports", len(chosen))
+        tokenizer = train_tokenizer(chosen, plan.options.vocabulary)
+    else:
+        why = f": most often {reasons.most_common(1)[0][0]}" if reasons else ""
+        raise SourceError(
+            f"the training split has no report to train a tokenizer on{why}",
+            where=plan.root,
+            remedy="Check the reports, or give a tokenizer.",
+        )
+    return LearntFiles(tokenizer, learn_dictionary(reports))
+
+
+def publish_files(journal: Journal, plan: SetPlan, given: Place | None) -> ReportsEntry:
+    """Publish tokenizer and dictionary of a set, or keep those of an interrupted run.
+
+    Raises:
+        SourceError, ShardError: As `learn_files`; nothing is left behind then.
+        StorageError: They cannot be written.
+    """
+    noted = journal.recall(_NOTE)
+    paths = {"tokenizer_sha256": journal.out / TOKENIZER, "dictionary_sha256": journal.out / DICTIONARY}
+    if noted is not None and all(path.exists() and sha256_of(path) == noted[name] for name, path in paths.items()):
+        return ReportsEntry(**noted)
+    try:
+        learnt = learn_files(plan, given)
+    except SourceError:
+        journal.discard()
+        raise
+    made = ReportsEntry(
+        tokenizer_sha256=publish_bytes(paths["tokenizer_sha256"], learnt.tokenizer_text(), staging=journal.folder),
+        dictionary_sha256=publish_bytes(paths["dictionary_sha256"], learnt.dictionary, staging=journal.folder),
+        vocabulary=learnt.tokenizer.get_vocab_size(),
+        is_trained=given is None,
+    )
+    journal.note(_NOTE, asdict(made))
+    return made
+
+
+def _training_reports(plan: SetPlan, reasons: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Yield study and report of the training split, in the shards' order; count those that cannot be read."""
+    for shard in plan.shards:
+        for record in shard.records:
+            if record.split != "train":
+                continue
+            try:
+                yield record.study, read_report(plan.root, record)
+            except RecordError as error:
+                reasons[reason_of(error)] += 1

@@ -1,0 +1,248 @@
+"""Tokenizes the reports of a packed set again, from their stored text; all else is copied as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from mrm_stream.errors import ConfigError, RecordError, ShardError, SourceError
+from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.packing.journal import Journal, open_journal
+from mrm_stream.packing.manifest import (
+    DICTIONARY,
+    QUARANTINE,
+    TOKENIZER,
+    Manifest,
+    ReportsEntry,
+    read_manifest,
+    shard_entry_from_json,
+    write_manifest,
+)
+from mrm_stream.packing.pack import MAX_BAD
+from mrm_stream.packing.sections import select_sections
+from mrm_stream.packing.shard import (
+    MASK_MEMBER,
+    PackedSample,
+    ShardEntry,
+    canonical_json,
+    verify_shard,
+    write_shard,
+)
+from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
+from mrm_stream.packing.verify import common_faults
+from mrm_stream.packing.worker import Rejected, reason_of, tokens_of
+from mrm_stream.packing.workers import Workers, run_all
+from mrm_stream.publish import publish_bytes
+from mrm_stream.storage import Place, read_whole
+
+_SHARD_LIMIT = 1 << 40
+_FILE_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What all shards have in common."""
+
+    source: Place
+    journal: Journal
+    members: tuple[str, ...]
+    sections: tuple[str, ...]
+    reports: ReportsEntry
+
+
+def retokenize(
+    directory: Place,
+    out: Place,
+    *,
+    tokenizer: Place | None = None,
+    vocabulary: int | None = None,
+    sections: tuple[str, ...] | None = None,
+    length: int | None = None,
+    max_bad: float = MAX_BAD,
+    workers: Workers | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write a packed set again with other tokens.
+
+    Interrupted, it goes on as `pack` does; the same arguments give the same bytes.
+
+    Args:
+        directory: Of the set, which stays as it is.
+        out: Directory to make.
+        tokenizer: Use this one.
+        vocabulary: Train one of so many entries, at most, on the set's training split. With neither, the set's own.
+        sections: Of the reports; none: the whole report; None: those that the set was packed with.
+        length: Tokens of a report that are kept, at most; None: all.
+        max_bad: Share of the samples that may be left out, for want of any of the sections.
+        workers: By default this process.
+        progress: Called with shards done, and shards in all.
+
+    Returns:
+        The manifest, which then stands in `out`.
+
+    Raises:
+        ShardError: The set is damaged or has no reports, or `out` is in use.
+        SourceError: Too many samples have none of the sections.
+        StorageError: `out` cannot be written to.
+    """
+    old = read_manifest(directory)
+    if old.reports is None:
+        raise ShardError("the set has no reports", where=directory, remedy="Give a set that was packed with reports.")
+    if length is not None and length < 1:
+        raise ConfigError("must be at least 1", where="length")
+    for fault in common_faults(directory, old):  # they would be copied, and then vouched for
+        raise ShardError(fault.what, where=directory / fault.file, remedy="Repair the set first.")
+    options = old.options if sections is None else replace(old.options, sections=sections)
+    choices = [old.fingerprint, list(options.sections), vocabulary, length]
+    given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
+    fingerprint = hashlib.sha256(canonical_json(["retokenize", *choices, given])).hexdigest()
+    with open_journal(out, fingerprint) as journal:
+        if journal.is_finished:
+            journal.close()
+            return read_manifest(out)
+        try:
+            reports = _publish_files(journal, directory, old, options.sections, tokenizer, vocabulary, length)
+        except SourceError:
+            journal.discard()  # as `pack` does: `out` is free for a better choice
+            raise
+        here = Journal(journal.out.resolve()) if isinstance(journal.out, Path) else journal
+        source = directory.resolve() if isinstance(directory, Path) else directory
+        task = _Task(source, here, old.members, options.sections, reports)
+        entries = old.shards()
+        results: dict[str, tuple[ShardEntry | None, list[Rejected]]] = {}
+        for done, (entry, result) in enumerate(run_all(partial(_rewrite, task), entries, workers or Workers()), 1):
+            results[entry.file] = result
+            if progress is not None:
+                progress(done, len(entries))
+        manifest = _conclude(journal, directory, replace(old, options=options, reports=reports), results, max_bad)
+        journal.close()
+    return manifest
+
+
+def _publish_files(
+    journal: Journal,
+    directory: Place,
+    old: Manifest,
+    sections: tuple[str, ...],
+    tokenizer: Place | None,
+    vocabulary: int | None,
+    length: int | None,
+) -> ReportsEntry:
+    """Publish the tokenizer, new or old, and the dictionary as it is."""
+    assert old.reports is not None
+    if vocabulary is None:
+        learnt = load_tokenizer(tokenizer if tokenizer is not None else directory / TOKENIZER)
+    else:
+        learnt = train_tokenizer(list(_stored_reports(directory, old, sections)), vocabulary)
+    text: str = learnt.to_str(pretty=True)
+    dictionary = read_whole(directory / DICTIONARY, _FILE_LIMIT)
+    return ReportsEntry(
+        tokenizer_sha256=publish_bytes(journal.out / TOKENIZER, text.encode(), staging=journal.folder),
+        dictionary_sha256=publish_bytes(journal.out / DICTIONARY, dictionary, staging=journal.folder),
+        vocabulary=learnt.get_vocab_size(),
+        is_trained=False,  # not when the set was packed: `repair` cannot train it again
+        length=length,
+    )
+
+
+def _stored_reports(directory: Place, manifest: Manifest, sections: tuple[str, ...]) -> Iterator[str]:
+    """Yield the chosen sections of the training split's reports; those without any are told of later."""
+    codec = ReportCodec(read_whole(directory / DICTIONARY, _FILE_LIMIT))
+    for entry in manifest.splits.get("train", ()):
+        for sample in _samples(directory, entry, manifest.members):
+            assert sample.report is not None
+            report = codec.restore(sample.report)
+            with suppress(RecordError):
+                study = json.loads(sample.metadata)["study"]
+                yield select_sections(report, study, sections) if sections else report
+
+
+def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Rejected]]:
+    """Write one shard with new tokens, or keep the one that an interrupted run wrote."""
+    name = Path(entry.file).stem
+    noted = task.journal.recall(name)
+    if noted is not None:
+        with suppress(ShardError, KeyError, TypeError, ValueError):
+            kept = None if noted["entry"] is None else shard_entry_from_json(noted["entry"])
+            if kept is not None:
+                verify_shard(task.journal.out, kept, task.members)
+            return kept, [Rejected(**line) for line in noted["rejected"]]
+    tokenizer = load_tokenizer(task.journal.out / TOKENIZER)
+    codec = ReportCodec(read_whole(task.source / DICTIONARY, _FILE_LIMIT))
+    rejected: list[Rejected] = []
+
+    def samples() -> Iterator[PackedSample]:
+        for sample in _samples(task.source, entry, task.members):
+            assert sample.report is not None
+            try:
+                study = json.loads(sample.metadata)["study"]
+                report = codec.restore(sample.report)
+                tokens = tokens_of(report, study, tokenizer, task.sections, task.reports.length)
+            except RecordError as error:
+                place = f"{entry.file}::{sample.key}"
+                rejected.append(Rejected(sample.key, place, reason_of(error), error.what))
+            else:
+                yield replace(sample, tokens=tokens)
+
+    written = write_shard(task.journal.out / entry.file, samples(), staging=task.journal.folder)
+    lines = [asdict(line) for line in rejected]
+    task.journal.note(name, {"entry": None if written is None else asdict(written), "rejected": lines})
+    return written, rejected
+
+
+def _samples(directory: Place, entry: ShardEntry, members: tuple[str, ...]) -> Iterator[PackedSample]:
+    """Yield the samples of a shard, once it is found to be what the manifest says."""
+    index = verify_shard(directory, entry, members)
+    data = memoryview(read_whole(index.path, _SHARD_LIMIT))
+    for row in range(len(index)):
+        starts, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
+        contents = {
+            extension: bytes(data[start : start + size])
+            for extension, start, size in zip(members, starts, sizes, strict=True)
+        }
+        yield PackedSample(
+            index.key(row),
+            contents["jpg"],
+            contents["json"],
+            contents["tok"],
+            contents["txt.zst"],
+            contents.get(MASK_MEMBER),
+        )
+
+
+def _conclude(
+    journal: Journal,
+    directory: Place,
+    new: Manifest,
+    results: dict[str, tuple[ShardEntry | None, list[Rejected]]],
+    max_bad: float,
+) -> Manifest:
+    """Publish the quarantine, the old lines first, and then the manifest."""
+    rejected = sorted((line for _, lines in results.values() for line in lines), key=lambda line: line.key)
+    total = sum(entry.samples for entry in new.shards())
+    if len(rejected) > max_bad * total:
+        raise SourceError(
+            f"{len(rejected)} of {total} samples have no tokens (most often: {rejected[0].detail}); {max_bad:.2%} may",
+            where=directory,
+            remedy="Choose other sections, or run again with a larger --max-bad: what is done is kept.",
+        )
+    lines = read_whole(directory / QUARANTINE, _SHARD_LIMIT)
+    lines += b"".join(canonical_json(asdict(line)) + b"\n" for line in rejected)
+    splits = {
+        split: tuple(written for entry in entries if (written := results[entry.file][0]) is not None)
+        for split, entries in new.splits.items()
+    }
+    manifest = replace(
+        new,
+        quarantined=dict(Counter(new.quarantined) + Counter(line.reason for line in rejected)),
+        quarantine_sha256=publish_bytes(journal.out / QUARANTINE, lines, staging=journal.folder),
+        splits={split: entries for split, entries in splits.items() if entries},
+    )
+    write_manifest(journal.out, manifest, staging=journal.folder)
+    return manifest

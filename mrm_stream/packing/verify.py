@@ -1,0 +1,156 @@
+"""Checks a packed set: every file against its SHA-256, and on demand every member of every sample."""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mrm_stream.errors import ShardError
+from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.packing.image import MAX_SIDE, ImageError, decode_jpeg
+from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, TOKENIZER, Manifest, read_manifest
+from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, verify_shard
+from mrm_stream.packing.workers import Workers, run_all
+from mrm_stream.publish import sha256_of
+from mrm_stream.storage import Place, names_in, read_whole
+
+STRAY = "is not in the manifest"
+_SHARD_LIMIT = 1 << 40
+_DICTIONARY_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a set."""
+
+    file: str
+    what: str
+    shard: str | None = None
+    """The shard that `repair` would pack again to mend it; None: it is none of a shard's."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+def verify(
+    directory: Place,
+    *,
+    decode: bool = False,
+    workers: Workers | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> list[Fault]:
+    """Return all that is wrong with a packed set.
+
+    Args:
+        directory: Of the set.
+        decode: Decode every image, mask, token stream and report as well: what a fault in packing itself would leave.
+        workers: What reads; by default this process.
+        progress: Called with shards done, shards in all, and faults found.
+
+    Raises:
+        ShardError: The manifest is absent or damaged: nothing else can be checked without it.
+    """
+    manifest = read_manifest(directory)
+    faults = [*_stray_files(directory, manifest), *common_faults(directory, manifest)]
+    shards = manifest.shards()
+    check = partial(_shard_faults, directory, manifest.members, _vocabulary(manifest) if decode else None)
+    for done, (_, found) in enumerate(run_all(check, shards, workers or Workers()), start=1):
+        faults += found
+        if progress is not None:
+            progress(done, len(shards), len(faults))
+    return sorted(faults, key=lambda fault: (fault.file, fault.what))
+
+
+def _vocabulary(manifest: Manifest) -> int:
+    return 0 if manifest.reports is None else manifest.reports.vocabulary
+
+
+def _stray_files(directory: Place, manifest: Manifest) -> Iterator[Fault]:
+    """What lies there but is in no list; hidden files are left alone."""
+    known = {MANIFEST, QUARANTINE}
+    if manifest.reports is not None:
+        known |= {TOKENIZER, DICTIONARY}
+    for entry in manifest.shards():
+        known |= {entry.file, index_path(Path(entry.file)).name}
+    for name in sorted(names_in(directory) - known):
+        if name.endswith((".tar", ".idx")):
+            yield Fault(name, STRAY)
+
+
+def common_faults(directory: Place, manifest: Manifest) -> Iterator[Fault]:
+    """Yield what is wrong with the files that the shards of a set share."""
+    digests = {QUARANTINE: manifest.quarantine_sha256}
+    if manifest.reports is not None:
+        digests |= {TOKENIZER: manifest.reports.tokenizer_sha256, DICTIONARY: manifest.reports.dictionary_sha256}
+    for name, digest in digests.items():
+        try:
+            if sha256_of(directory / name) != digest:
+                yield Fault(name, "the SHA-256 is not the manifest's")
+        except OSError as error:
+            yield Fault(name, f"cannot be read: {error.strerror or 'there is no such file'}")
+
+
+def _shard_faults(directory: Place, members: tuple[str, ...], vocabulary: int | None, entry: ShardEntry) -> list[Fault]:
+    """Return what is wrong with one shard; its samples are decoded where a vocabulary is given."""
+    try:
+        index = verify_shard(directory, entry, members)
+    except ShardError as error:
+        file = Path(error.where).name if error.where else entry.file
+        return [Fault(file, error.what, entry.file)]
+    if vocabulary is None:
+        return []
+    return [Fault(entry.file, what, entry.file) for what in _sample_faults(directory, index, vocabulary)]
+
+
+def _sample_faults(directory: Place, index: ShardIndex, vocabulary: int) -> Iterator[str]:
+    codec = None
+    if "txt.zst" in index.members:
+        codec = ReportCodec(read_whole(directory / DICTIONARY, _DICTIONARY_LIMIT))
+    data = read_whole(index.path, _SHARD_LIMIT)
+    for row in range(len(index)):
+        contents = {
+            extension: data[start : start + size]
+            for extension, start, size in zip(
+                index.members, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True
+            )
+        }
+        try:
+            _check_sample(contents, vocabulary, codec)
+        except ValueError as error:
+            yield f"{index.key(row)}: {error}"
+
+
+def _check_sample(contents: dict[str, bytes], vocabulary: int, codec: ReportCodec | None) -> None:
+    """ValueError says which member is not what it should be."""
+    try:
+        jpeg_size, _ = decode_jpeg(contents["jpg"], MAX_SIDE)
+    except ImageError as error:
+        raise ValueError(f"the JPEG does not decode ({error.what})") from None
+    try:
+        metadata = json.loads(contents["json"])
+        size = tuple(metadata["size"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError("the metadata is not JSON, or lacks the size") from None
+    if size != jpeg_size:
+        raise ValueError("the metadata tells another size than the JPEG has")
+    if codec is not None:
+        tokens = contents["tok"]
+        if not tokens or len(tokens) % 2 or int(np.frombuffer(tokens, "<u2").max()) >= vocabulary:
+            raise ValueError("the token ids are absent, cut short, or outside the vocabulary")
+        codec.restore(contents["txt.zst"])
+    if MASK_MEMBER in contents:
+        try:
+            with Image.open(io.BytesIO(contents[MASK_MEMBER]), formats=("PNG",)) as mask:
+                mask.load()
+                if (mask.height, mask.width) != size:
+                    raise ValueError("the mask has another size than the JPEG")
+        except (OSError, SyntaxError, zlib.error, Image.DecompressionBombError) as error:
+            raise ValueError(f"the mask does not decode ({type(error).__name__})") from None

@@ -1,0 +1,233 @@
+"""A packed set written again with other tokens: nothing but the tokens changes, however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrm_stream.errors import ClusterError, ConfigError, MrmStreamError, ShardError, SourceError
+from mrm_stream.packing import retokenize as retokenize_module
+from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.packing.journal import FOLDER
+from mrm_stream.packing.manifest import read_manifest
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.pack import pack
+from mrm_stream.packing.repair import repair
+from mrm_stream.packing.retokenize import retokenize
+from mrm_stream.packing.shard import read_index
+from mrm_stream.packing.tokenizer import encode_report, load_tokenizer, train_tokenizer
+from mrm_stream.packing.verify import verify
+from mrm_stream.packing.workers import Workers
+from tests.packing.torture import digests, pack_set
+
+Members = dict[str, dict[str, bytes]]
+
+REPORT = "\n FINDINGS: Made-up study {n}, the lungs are clear.\n\n IMPRESSION: {n} times no acute process.\n"
+PLAIN = "\n Made-up study {n} of some other kind, without any header.\n"
+
+
+@pytest.fixture(scope="module")
+def packed(mixed_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "set"
+    pack_set(mixed_set, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def sectioned(make_set: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A source whose reports have sections, all but two of 20, and what was packed from it."""
+    root = make_set(tmp_path_factory.mktemp("sectioned") / "source", 20)
+    lines = ["image_path,report_content"]
+    for number, path in enumerate(sorted((root / "images").iterdir())):
+        report = (PLAIN if number in (3, 11) else REPORT).format(n=number)
+        lines.append(f'images/{path.name},"{report}"')
+    (root / "training.csv").write_text("\n".join(lines) + "\n")
+    out = root.parent / "set"
+    pack("training-csv", root, out, options=PackOptions(samples_per_shard=4, short_side=48, vocabulary=200))
+    return root, out
+
+
+def members_of(directory: Path) -> Members:
+    """Key to extension to content, of all samples."""
+    samples: Members = {}
+    for entry in read_manifest(directory).shards():
+        index = read_index(directory / entry.file)
+        content = (directory / entry.file).read_bytes()
+        for row in range(len(index)):
+            spans = zip(index.members, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True)
+            samples[index.key(row)] = {member: content[start : start + size] for member, start, size in spans}
+    return samples
+
+
+def without_tokens(samples: Members) -> Members:
+    return {
+        key: {member: content for member, content in contents.items() if member != "tok"}
+        for key, contents in samples.items()
+    }
+
+
+def check_tokens(directory: Path, length: int | None = None) -> None:
+    """Each sample's tokens are its own stored report's, by the set's tokenizer."""
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    codec = ReportCodec((directory / "reports.zdict").read_bytes())
+    for contents in members_of(directory).values():
+        expected = encode_report(tokenizer, codec.restore(contents["txt.zst"]))[:length]
+        np.testing.assert_array_equal(np.frombuffer(contents["tok"], "<u2"), expected)
+
+
+def test_with_nothing_asked_for_the_shards_are_the_same(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    retokenize(packed, out)
+    changed = {name for name, digest in digests(out).items() if digests(packed)[name] != digest}
+    assert changed == {"manifest.json"}  # its tokenizer was not trained on its source
+    assert verify(out, decode=True) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_another_vocabulary_changes_tokens_alone(packed: Path, tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "again"
+    before = digests(packed)
+    manifest = retokenize(packed, out, vocabulary=90, workers=Workers(workers))
+    assert digests(packed) == before
+    assert manifest.reports is not None
+    assert manifest.reports.vocabulary == load_tokenizer(out / "tokenizer.json").get_vocab_size() == 90
+    assert without_tokens(members_of(out)) == without_tokens(members_of(packed))
+    assert members_of(out) != members_of(packed)
+    check_tokens(out)
+    assert verify(out, decode=True) == []
+    assert (out / "quarantine.jsonl").read_bytes() == (packed / "quarantine.jsonl").read_bytes()
+    assert manifest.quarantined == read_manifest(packed).quarantined
+
+
+def test_another_tokenizer_and_another_length(packed: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given.json"
+    given.write_text(train_tokenizer(["Made-up study number 0123456789: no acute pulmonary process."] * 3, 80).to_str())
+    out = tmp_path / "again"
+    manifest = retokenize(packed, out, tokenizer=given, length=5)
+    assert manifest.reports is not None
+    assert manifest.reports.length == 5
+    assert load_tokenizer(out / "tokenizer.json").to_str() == load_tokenizer(given).to_str()
+    check_tokens(out, length=5)
+    assert {len(contents["tok"]) for contents in members_of(out).values()} == {10}
+    assert verify(out, decode=True) == []
+
+
+def test_sections_and_samples_without_them(sectioned: tuple[Path, Path], tmp_path: Path) -> None:
+    root, packed = sectioned
+    out = tmp_path / "again"
+    with pytest.raises(SourceError, match=r"2 of 20 samples have no tokens") as caught:
+        retokenize(packed, out, sections=("impression",))
+    assert "Made-up" not in str(caught.value)
+    assert not (out / "manifest.json").exists()
+    manifest = retokenize(packed, out, sections=("impression",), max_bad=0.2)
+    assert manifest.samples("train") == 18
+    assert manifest.options.sections == ("impression",)
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(line["key"] for line in lines) == ["good-003", "good-011"]
+    assert sum(manifest.quarantined.values()) == 2
+    tokenizer = load_tokenizer(out / "tokenizer.json")
+    for key, contents in members_of(out).items():
+        expected = encode_report(tokenizer, f"{int(key[-3:])} times no acute process.")
+        np.testing.assert_array_equal(np.frombuffer(contents["tok"], "<u2"), expected)
+    assert verify(out, decode=True) == []
+    # The set can be mended from the source: with its sections, and without what they left out.
+    finished = digests(out)
+    for entry in manifest.shards()[::2]:
+        (out / entry.file).write_bytes(b"damaged")
+    (out / "reports.zdict").unlink()
+    assert repair(out, root)[1] == []
+    assert digests(out) == finished
+
+
+def test_a_set_with_other_tokens_can_be_repaired(mixed_set: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    retokenize(packed, out, vocabulary=90, length=7)
+    finished = digests(out)
+    (out / "train-00000.tar").unlink()
+    (out / "train-00004.idx").write_text("damaged")
+    (out / "reports.zdict").write_bytes(b"damaged")
+    assert repair(out, mixed_set)[1] == []
+    assert digests(out) == finished
+
+
+@pytest.mark.parametrize("stops", [(2, 5), pytest.param(tuple(range(1, 10)), marks=pytest.mark.campaign)])
+def test_interrupted_and_run_again_the_bytes_are_the_same(packed: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    retokenize(packed, tmp_path / "undisturbed", vocabulary=90, length=9)
+    out = tmp_path / "again"
+    for number, stop in enumerate(stops):
+
+        def interrupt(done: int, of: int, stop: int = stop) -> None:
+            if done == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            retokenize(packed, out, vocabulary=90, length=9, progress=interrupt, workers=Workers(1 + number % 2))
+        assert not (out / "manifest.json").exists()
+        assert not list(out.rglob("*.tmp"))
+    # Those that are noted: a worker may have been stopped between the shard and its note.
+    shards = [path for path in sorted(out.glob("*.tar")) if (out / FOLDER / f"{path.stem}.json").exists()]
+    assert len(shards) >= stops[0]
+    content = bytearray(shards[0].read_bytes())
+    content[600] ^= 1
+    shards[0].write_bytes(content)
+    kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
+    with pytest.raises(ShardError, match="another packing job"):
+        retokenize(packed, out, vocabulary=91, length=9)
+    retokenize(packed, out, vocabulary=90, length=9)
+    assert digests(out) == digests(tmp_path / "undisturbed")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_worker_that_is_killed_leaves_what_can_be_gone_on_with(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "again"
+
+    def lost(*_: object) -> None:
+        raise ClusterError("a worker process was killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retokenize_module, "run_all", lost)
+        with pytest.raises(ClusterError):
+            retokenize(packed, out, vocabulary=90)
+    retokenize(packed, out, vocabulary=90)
+    retokenize(packed, tmp_path / "undisturbed", vocabulary=90)
+    assert digests(out) == digests(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("name", ["train-00004.tar", "tokenizer.json", "reports.zdict", "quarantine.jsonl"])
+def test_a_damaged_set_is_refused_rather_than_vouched_for(packed: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))
+    content = bytearray((copy / name).read_bytes())
+    place = len(content) // 2
+    content[place] = ord("x") if content[place] != ord("x") else ord("y")
+    (copy / name).write_bytes(content)
+    with pytest.raises(ShardError, match="SHA-256 is not the manifest's") as caught:
+        retokenize(copy, tmp_path / "again", vocabulary=90 if name != "tokenizer.json" else None)
+    assert str(caught.value.where).endswith(name)
+    assert not (tmp_path / "again" / "manifest.json").exists()
+
+
+def test_what_cannot_be_asked_for_is_refused_and_leaves_the_place_free(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    asked: list[tuple[Callable[[], object], type[MrmStreamError]]] = [
+        (lambda: retokenize(packed, out, length=0), ConfigError),
+        (lambda: retokenize(packed, out, length=-3), ConfigError),
+        (lambda: retokenize(packed, out, vocabulary=3), SourceError),
+        (lambda: retokenize(packed, out, vocabulary=1 << 17), SourceError),
+        (lambda: retokenize(packed, out, sections=("no such section",)), ConfigError),
+        (lambda: retokenize(packed, packed, vocabulary=90), ShardError),
+        (lambda: retokenize(tmp_path, out), ShardError),
+    ]
+    before = digests(packed)
+    for ask, kind in asked:
+        with pytest.raises(kind):
+            ask()
+        assert not out.exists() or not list(out.iterdir())
+    assert digests(packed) == before
+    retokenize(packed, out, vocabulary=90)
