@@ -1,12 +1,13 @@
 # make demo      the whole way on synthetic data: radiographs, shards, pre-training, a restored picture, an encoder
-# make test      the tests, some minutes;  make campaign  the same promises over many more cases
+# make test      the tests, some minutes
+# make campaign  the same promises over many more cases;  make torture-pack  those of packing alone
 # make lint      ruff and mypy
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test campaign lint install clean
+.PHONY: demo test campaign torture-pack lint install clean
 
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo.sh demo
@@ -16,6 +17,9 @@ test: install
 
 campaign: install
 	$(BIN)/pytest -m campaign
+
+torture-pack: install
+	$(BIN)/pytest -m campaign tests/packing -s
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mrm_stream"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "records", "randomness", "config", "config_file", "runtime", "progress", "publish"}
+GROUND = {"errors", "records", "randomness", "config", "config_file", "runtime", "progress", "publish", "remote", "storage"}
 ALLOWED = {
     "sources": {"sources"},
     "packing": {"packing", "sources"},
@@ -21,7 +21,9 @@ ALLOWED = {
     "model": {"model", "packing"},
     "training": {"training", "stream", "decode", "model", "packing"},
     "visual": {"visual", "training", "stream", "decode", "model", "packing"},
-    "cli": {"visual", "training", "model", "packing", "sources"},
+    "bench": {"bench", "packing", "sources"},
+    "commands": {"commands", "bench", "visual", "training", "model", "packing", "sources"},
+    "cli": {"commands"},
     "train": {"training"},
 }
 DOORS = {"nvidia": "decode/dali.py", "deepspeed": "training/engine.py"}

@@ -9,16 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from mrm_stream.cli import main
-from mrm_stream.packing.pack import PackOptions, pack
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 
 README = Path(__file__).parents[1] / "README.md"
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
-COMMANDS = sorted(main.commands)
+COMMANDS = [*sorted(main.commands), "bench pack"]
 
 
 def fails(*arguments: object) -> str:
@@ -58,15 +60,20 @@ def test_help_is_instant(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_option_has_help_and_stands_in_the_readme(command: str) -> None:
-    assert main.commands[command].help
-    for parameter in main.commands[command].params:
-        assert getattr(parameter, "help", None), parameter.name
+    found: click.Command = main
+    for name in command.split():
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    assert found.help
+    for parameter in found.params:
+        # An argument stands in the command's own text.
+        assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter.name
     assert f"mrm-stream {command}" in README.read_text()
 
 
 def test_the_readme_names_only_commands_and_files_that_exist() -> None:
     text = README.read_text()
-    assert set(re.findall(r"mrm-stream ([a-z]+)", text)) == set(COMMANDS)
+    assert set(re.findall(r"mrm-stream ([a-z]+)", text)) == set(main.commands)
     for path in re.findall(r"\]\(((?:docs|mrm_stream|configs|tools)/[^)]+)\)|(configs/\w+\.yaml)", text):
         assert (README.parent / (path[0] or path[1])).exists(), path
     assert "@" not in re.sub(r"`[^`]*`", "", text), "a figure has not been filled in"
@@ -115,6 +122,8 @@ def test_pack_quarantines_damaged_images_and_reports_by_name(tree: Path, tmp_pat
     rows.append("absent.jpg,the lungs are clear")
     (tmp_path / "training.csv").write_text("\n".join(["image_path,report_content", *rows]) + "\n")
     arguments = ["shard", "--src", "training-csv", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert "of 6, 1.00% may be" in fails(*arguments)
+    arguments += ["--max-bad", "1"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "1 train samples" in result.output

@@ -1,0 +1,42 @@
+"""Commands that measure: each stage beside its peers, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mrm_stream.commands.common import DIRECTORY, cores, start
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast a stage is beside its peers: a table, JSON and a plot."""
+
+
+@bench.command("pack")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for pack.json, pack.png and passing files.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=240, show_default=True, help="Radiographs.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is measured.")
+@click.option("--workers", type=click.IntRange(min=1), default=None, help="Processes each.  [default: one a core]")
+def bench_pack(out: Path, count: int, rounds: int, workers: int | None) -> None:
+    """Packing, beside a PIL + webdataset script and libjpeg-turbo's bare decoding, on MIMIC-sized JPEGs.
+
+    \b
+    mrm-stream bench pack --out bench
+    """
+    import sys
+
+    from mrm_stream.bench.pack import PLOT, RESULT, bench_pack
+    from mrm_stream.bench.pack_figure import describe, pack_table
+    from mrm_stream.bench.pack_result import PackBenchOptions
+    from mrm_stream.progress import progress
+
+    start()
+    with progress("bench pack", "steps") as advance:
+        result = bench_pack(
+            out, options=PackBenchOptions(count=count, rounds=rounds, workers=workers or cores()), progress=advance
+        )
+    click.echo(describe(result))
+    click.echo(pack_table(result, terminal=sys.stdout.isatty()))
+    click.echo(f"{out / RESULT}, {out / PLOT}")

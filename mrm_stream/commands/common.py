@@ -1,0 +1,91 @@
+"""What the commands share: kinds of arguments, and how one begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mrm_stream.packing.workers import Workers
+    from mrm_stream.storage import Place
+
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PlaceType(click.ParamType["Place"]):
+    """A directory, here (a path) or elsewhere (a URL)."""
+
+    name = "PATH|URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """Return the place."""
+        from mrm_stream.errors import StorageError
+        from mrm_stream.storage import place_of
+
+        try:
+            return place_of(value) if isinstance(value, str) else value
+        except StorageError as error:
+            self.fail(str(error), param, ctx)
+
+
+PLACE = PlaceType()
+
+
+def with_workers(command: F) -> F:
+    """Add --workers and --scheduler; `chosen_workers` turns them into what a job takes."""
+    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster to work on, as tcp://node:8786.")
+    processes = click.option(
+        "--workers", "processes", type=click.IntRange(min=1), default=None, help="Processes.  [default: one a core]"
+    )
+    return processes(scheduler(command))
+
+
+def chosen_workers(processes: int | None, scheduler: str | None) -> Workers:
+    """Return what is meant; a cluster decides itself how many there are."""
+    from mrm_stream.errors import ConfigError
+    from mrm_stream.packing.workers import Workers
+
+    if scheduler is not None and processes is not None:
+        raise ConfigError(
+            "are two ways to say who works", where="--workers, --scheduler", remedy="A cluster has workers of its own."
+        )
+    return Workers(processes or cores(), scheduler)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Tell who stops a job by Ctrl-C that it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; the same command goes on where it stopped") from None
+
+
+def start() -> None:
+    """Begin a command that does something."""
+    from mrm_stream.runtime import set_up_logging
+
+    set_up_logging()
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "fault"), counted(1200, "fault")
+        ('1 fault', '1,200 faults')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,171 @@
+"""Commands about a packed set: check it, look at it, mend it, tokenize it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mrm_stream.commands.common import FILE, PLACE, chosen_workers, counted, resumable, start, with_workers
+
+if TYPE_CHECKING:
+    from mrm_stream.packing.verify import Fault
+    from mrm_stream.storage import Place
+
+_SHOWN = 20
+"""Faults that are told one by one."""
+
+
+@click.command()
+@click.argument("directory", type=PLACE)
+@click.option("--decode", is_flag=True, help="Decode every image, mask, token stream and report as well.")
+@with_workers
+def verify(directory: Place, decode: bool, processes: int | None, scheduler: str | None) -> None:
+    """Check a packed set, every byte of it; exit with 1 and name what is wrong.
+
+    \b
+    mrm-stream verify shards/mimic --decode
+    """
+    from mrm_stream.packing.verify import verify
+    from mrm_stream.progress import progress
+
+    start()
+    with progress("verifying", "shards") as advance:
+        faults = verify(
+            directory,
+            decode=decode,
+            workers=chosen_workers(processes, scheduler),
+            progress=lambda done, total, found: advance(done, total, f"{found} faults"),
+        )
+    _tell_faults(faults)
+    if faults:
+        remedy = f"mrm-stream repair {directory} --root SOURCE mends what it can."
+        raise click.ClickException(f"{directory}: {counted(len(faults), 'fault')}\n  {remedy}")
+    click.echo(f"{directory}: no fault found{'' if decode else ' (every checksum; --decode looks at each sample)'}")
+
+
+@click.command()
+@click.argument("directory", type=PLACE)
+@click.option("--out", type=FILE, help="HTML page to write.  [default: DIRECTORY's name, .html, here]")
+@click.option("-n", "count", type=click.IntRange(0, 500), default=24, show_default=True, help="Radiographs to show.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of radiographs.")
+def inspect(directory: Place, out: Path | None, count: int, seed: int) -> None:
+    """Say what a packed set holds, and draw it on an HTML page that needs no network.
+
+    The page shows radiographs: treat it as you treat the data set.
+
+    \b
+    mrm-stream inspect shards/mimic --out mimic.html
+    """
+    from mrm_stream.errors import ConfigError
+    from mrm_stream.packing.summary import summarise
+    from mrm_stream.progress import progress
+    from mrm_stream.visual.set_lines import summary_lines
+    from mrm_stream.visual.set_page import write_set_page
+
+    start()
+    page = out or Path(f"{directory.name or 'set'}.html")
+    if page.suffix != ".html":
+        raise ConfigError("pages are written as HTML", where=page, remedy="Give a name that ends in .html.")
+    with progress("inspecting", "shards") as advance:
+        summary = summarise(directory, contact=count, seed=seed, progress=lambda done, total: advance(done, total, ""))
+    for line in summary_lines(summary):
+        click.echo(line)
+    write_set_page(summary, directory, page)
+    click.echo(f"The page: {page}")
+
+
+@click.command()
+@click.argument("directory", type=PLACE)
+@click.option("--root", type=PLACE, required=True, help="The data set that it was packed from.")
+@click.option("--lists", type=PLACE, help="As given when it was packed.")
+@with_workers
+def repair(directory: Place, root: Place, lists: Place | None, processes: int | None, scheduler: str | None) -> None:
+    """Pack again, from the source, the shards that `verify` finds wrong; the set is then what it was, to the bit.
+
+    \b
+    mrm-stream repair shards/mimic --root /data/mimic-cxr-jpg
+    """
+    from mrm_stream.packing.repair import repair
+    from mrm_stream.progress import progress
+
+    start()
+    with progress("repairing", "shards") as advance:
+        found, left = repair(
+            directory,
+            root,
+            lists=lists,
+            workers=chosen_workers(processes, scheduler),
+            progress=lambda done, total: advance(done, total, ""),
+        )
+    _tell_faults(left)
+    if left:
+        raise click.ClickException(f"{directory}: {len(left)} of {counted(len(found), 'fault')} left")
+    click.echo(f"{directory}: {counted(len(found), 'fault')} mended" if found else f"{directory}: there was no fault")
+
+
+@click.command()
+@click.argument("directory", type=PLACE)
+@click.option("--out", type=PLACE, required=True, help="New directory for the shards.")
+@click.option("--tokenizer", type=FILE, help="Use this tokenizer.json.  [default: the set's own]")
+@click.option(
+    "--vocabulary", type=click.IntRange(min=64, max=65_536), help="Train one of this size on the set's reports."
+)
+@click.option("--sections", help="Of the reports, in order, or `whole`.  [default: as packed]")
+@click.option("--length", type=click.IntRange(min=1), help="Tokens of a report to keep.  [default: all]")
+@click.option(
+    "--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be left out."
+)
+@with_workers
+@click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where --out is not a local path.")
+def tokenize(
+    directory: Place,
+    out: Place,
+    tokenizer: Path | None,
+    vocabulary: int | None,
+    sections: str | None,
+    length: int | None,
+    max_bad: float,
+    processes: int | None,
+    scheduler: str | None,
+    may_store: bool,
+) -> None:
+    """Tokenize a packed set's reports again, from the text in it; images are copied untouched.
+
+    \b
+    mrm-stream tokenize shards/mimic --out shards/mimic-findings --sections findings
+    """
+    from mrm_stream.commands.shard import check_destination, tell_manifest
+    from mrm_stream.errors import ConfigError
+    from mrm_stream.packing.retokenize import retokenize
+    from mrm_stream.packing.sections import check_sections
+    from mrm_stream.progress import progress
+
+    start()
+    check_destination(out, may_store)
+    if tokenizer is not None and vocabulary is not None:
+        raise ConfigError(
+            "are two tokenizers", where="--tokenizer, --vocabulary", remedy="Give one, or train one: not both."
+        )
+    wanted = None if sections is None else () if sections == "whole" else check_sections(sections)
+    with resumable(), progress("tokenizing", "shards") as advance:
+        manifest = retokenize(
+            directory,
+            out,
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            sections=wanted,
+            length=length,
+            max_bad=max_bad,
+            workers=chosen_workers(processes, scheduler),
+            progress=lambda done, total: advance(done, total, ""),
+        )
+    tell_manifest(manifest, out)
+
+
+def _tell_faults(faults: list[Fault]) -> None:
+    for fault in faults[:_SHOWN]:
+        click.echo(str(fault))
+    if len(faults) > _SHOWN:
+        click.echo(f"... and {len(faults) - _SHOWN} more")

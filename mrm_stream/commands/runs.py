@@ -1,0 +1,92 @@
+"""Commands about runs: pre-train, look at what was learnt, take the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mrm_stream.commands.common import DIRECTORY, FILE, start
+
+
+@click.command()
+@click.option("--config", type=FILE, required=True, help="YAML file of settings.")
+@click.option("--shards", help="Packed data set; the same as --set data.shards=DIR.")
+@click.option("--out", help="Directory of the run; the same as --set run.out=DIR.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable.")
+@click.option("--ranks", type=click.IntRange(min=1), default=None, help="Processes.  [default: one a GPU, else 1]")
+def train(config: Path, shards: str | None, out: str | None, overrides: tuple[str, ...], ranks: int | None) -> None:
+    """Pre-train on this machine, or continue: the short way to `deepspeed mrm_stream/train.py`.
+
+    \b
+    mrm-stream train --config configs/mrm_vit_b16.yaml --shards shards/mimic --out runs/first
+    """
+    from mrm_stream.training.launch import launch
+
+    start()
+    where = launch(config, shards=shards, out=out, overrides=overrides, ranks=ranks)
+    click.echo(f"The encoder: {where / 'encoder.safetensors'}; losses: {where / 'metrics.jsonl'}, tensorboard/")
+    click.echo(f"Next: mrm-stream reconstruct --run {where} --out {where / 'restored.png'}")
+
+
+@click.command()
+@click.option("--run", type=DIRECTORY, required=True, help="Directory of a run; its newest checkpoint is used.")
+@click.option("--out", type=FILE, required=True, help="PNG to write; the run's curves go beside it, as *-curves.png.")
+@click.option("--shards", type=DIRECTORY, help="Packed data set.  [default: the run's own]")
+@click.option("--split", type=click.Choice(["train", "validate", "test"]), help="[default: validate, else train]")
+@click.option(
+    "-n", "count", type=click.IntRange(min=1, max=64), default=4, show_default=True, help="Samples to restore."
+)
+def reconstruct(run: Path, out: Path, shards: Path | None, split: str | None, count: int) -> None:
+    """Draw what a run restores: masked radiograph, restoration, truth, and the report's hidden words.
+
+    The picture shows radiographs and reports: treat it as you treat the data set.
+
+    \b
+    mrm-stream reconstruct --run runs/first --out restored.png
+    """
+    from mrm_stream.visual.figures import check_place, curves_figure, restoration_figure, save_figure
+    from mrm_stream.visual.restorations import restore_samples
+
+    start()
+    check_place(out)
+    samples = restore_samples(run, shards, split, count)
+    curves = out.with_name(f"{out.stem}-curves.png")
+    save_figure(curves_figure(run), curves)
+    save_figure(restoration_figure(samples), out)
+    hidden = [word for sample in samples for word in sample.words if word.restored is not None]
+    right = sum(word.restored == word.truth for word in hidden)
+    click.echo(f"{out}: {len(samples)} radiographs; {right} of {len(hidden)} hidden words restored rightly")
+    click.echo(f"{curves}: the run's losses")
+
+
+@click.command()
+@click.option("--run", type=DIRECTORY, required=True, help="Directory of a run; its newest checkpoint is used.")
+@click.option("--out", type=FILE, required=True, help="File to write.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["encoder", "reference"]),
+    default="encoder",
+    show_default=True,
+    help="The encoder alone, for timm (.safetensors); or all of it in the reference code's naming (.pth).",
+)
+def export(run: Path, out: Path, form: str) -> None:
+    """Save a run's weights for others to use; a complete run has exported its encoder already.
+
+    The reference form holds the report decoder, which may know training reports by heart.
+
+    \b
+    mrm-stream export --run runs/first --out first.pth --as reference
+    """
+    from mrm_stream.config_file import dump_config
+    from mrm_stream.model.weights import export_encoder, save_reference
+    from mrm_stream.training.loop import load_run
+
+    start()
+    config, checkpoint, model = load_run(run)
+    if form == "encoder":
+        export_encoder(model, out, {"config": dump_config(config)})
+    else:
+        save_reference(model, out)
+    click.echo(f"{out}: the {form} of step {checkpoint.state['step']}")

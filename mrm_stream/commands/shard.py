@@ -1,0 +1,165 @@
+"""The command that packs a data set."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrm_stream.commands.common import FILE, PLACE, chosen_workers, resumable, start, with_workers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mrm_stream.packing.estimate import Estimate
+    from mrm_stream.packing.manifest import Manifest
+    from mrm_stream.storage import Place
+
+
+@click.command()
+@click.option("--src", "source", required=True, help="What lies at --root: mimic, nih, ...; any other word lists them.")
+@click.option("--root", type=PLACE, required=True, help="The data set's directory.")
+@click.option("--out", type=PLACE, required=True, help="New directory for the shards.")
+@click.option("--lists", type=PLACE, help="The reference code's list files, which then say what is in which split.")
+@click.option(
+    "--short-side", type=click.IntRange(min=32), default=1024, show_default=True, help="Pixels; never up-scaled."
+)
+@click.option("--views", type=click.Choice(["all", "frontal"]), default="all", show_default=True, help="Which to pack.")
+@click.option("--sections", help="Of the reports, in order: findings,impression.  [default: the whole report]")
+@click.option(
+    "--uncertain",
+    type=click.Choice(["keep", "ignore", "zero", "one", "mixed"]),
+    default="keep",
+    show_default=True,
+    help="Labels of -1: as they are, left out, absent, present, or by the finding as is usual for CheXpert.",
+)
+@click.option(
+    "--rendering",
+    type=click.Choice(["window", "equalized"]),
+    default="window",
+    show_default=True,
+    help="DICOM to grey: by the file's window, or as MIMIC-CXR-JPG was made.",
+)
+@click.option(
+    "--vocabulary",
+    type=click.IntRange(min=64, max=65_536),
+    default=30_000,
+    show_default=True,
+    help="Tokenizer's size, at most.",
+)
+@click.option("--tokenizer", type=FILE, help="Use this tokenizer.json instead of training one.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the records.")
+@click.option(
+    "--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be left out."
+)
+@with_workers
+@click.option("--dry-run", is_flag=True, help="Only say what would be packed, and how large it would be.")
+@click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where --out is not a local path.")
+def shard(
+    source: str,
+    root: Place,
+    out: Place,
+    lists: Place | None,
+    tokenizer: Path | None,
+    max_bad: float,
+    processes: int | None,
+    scheduler: str | None,
+    dry_run: bool,
+    may_store: bool,
+    sections: str | None,
+    **choices: Any,
+) -> None:
+    """Pack radiographs, and reports where there are any, into tar shards.
+
+    Interrupted, the same command goes on where it stopped. --root, --out and --lists may be URLs, as s3://bucket/set.
+
+    \b
+    mrm-stream shard --src mimic --root /data/mimic-cxr-jpg --out shards/mimic
+    """
+    from mrm_stream.packing.estimate import estimate
+    from mrm_stream.packing.options import PackOptions
+    from mrm_stream.packing.pack import Progress, pack
+    from mrm_stream.packing.plan import plan_set
+    from mrm_stream.packing.sections import check_sections
+    from mrm_stream.progress import progress
+    from mrm_stream.sources.registry import find_source
+    from mrm_stream.storage import names_in
+
+    start()
+    conditions = find_source(source).conditions
+    check_destination(out, may_store)
+    options = PackOptions(sections=check_sections(sections) if sections else (), **choices)
+    workers = chosen_workers(processes, scheduler)
+    if dry_run:
+        tell_estimate(estimate(plan_set(source, root, options, lists), tokenizer), workers.processes)
+        return
+    if conditions and not names_in(out):
+        click.echo(f"Conditions of use: {conditions}")
+    started = time.perf_counter()
+    with resumable(), progress("packing", "records") as advance:
+
+        def show(state: Progress) -> None:
+            seconds = max(time.perf_counter() - started, 1e-9)
+            speed = f"{state.bytes_in / 1e6 / seconds:.1f} MB/s in, {state.bytes_out / 1e6 / seconds:.1f} MB/s out"
+            advance(state.records, state.total, f"{speed}, {state.bad} bad")
+
+        manifest = pack(
+            source,
+            root,
+            out,
+            options=options,
+            lists=lists,
+            tokenizer=tokenizer,
+            max_bad=max_bad,
+            workers=workers,
+            progress=show,
+        )
+    tell_manifest(manifest, out)
+    if manifest.reports is not None:
+        click.echo(f"Next: mrm-stream train --config configs/mrm_vit_b16.yaml --shards {out} --out runs/first")
+
+
+def check_destination(out: Place, may_store: bool) -> None:
+    """Refuse to send patients' data away unless that was said in so many words.
+
+    Raises:
+        StorageError: `out` is remote, and it was not.
+    """
+    from mrm_stream.errors import StorageError
+    from mrm_stream.storage import is_remote
+
+    if is_remote(out) and not may_store:
+        raise StorageError(
+            "radiographs and reports would leave this machine",
+            where=out,
+            remedy="If the data set's conditions allow it, and only those who may see it can read that place, "
+            "add --i-may-store-this-there.",
+        )
+
+
+def tell_manifest(manifest: Manifest, out: Place) -> None:
+    """Say what has been packed, and what was left out."""
+    splits = ", ".join(f"{manifest.samples(split):,} {split}" for split in manifest.splits)
+    size = sum(entry.bytes for entry in manifest.shards()) / 1e9
+    words = "no reports" if manifest.reports is None else f"a vocabulary of {manifest.reports.vocabulary:,}"
+    click.echo(f"{splits} samples, {size:.3g} GB, {words}: {out}")
+    if manifest.quarantined:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.quarantined.items())
+        click.echo(f"Left out: {reasons}; each is named in {out / 'quarantine.jsonl'}")
+
+
+def tell_estimate(guess: Estimate, processes: int) -> None:
+    """Say what would be packed."""
+    splits = ", ".join(f"{count:,} {split}" for split, count in guess.splits.items())
+    views = ", ".join(f"{count:,} {view}" for view, count in guess.views.items())
+    click.echo(f"{guess.records:,} records of {guess.subjects:,} known subjects in {guess.shards:,} shards: {splits}")
+    click.echo(f"Views: {views}")
+    click.echo(
+        f"From {guess.tried} records tried: {guess.bytes_in / 1e9:.3g} GB of images would become "
+        f"{guess.bytes_out / 1e9:.3g} GB of shards, in about {guess.seconds / processes / 60:.2g} minutes "
+        f"with {processes} processes"
+    )
+    if guess.bad:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in guess.bad.items())
+        click.echo(f"Bad among those tried: {reasons}")
