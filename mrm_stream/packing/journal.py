@@ -117,9 +117,7 @@ def _check_vacant(out: Place) -> None:
     except NotADirectoryError as error:
         raise ShardError("is not a directory", where=out, remedy="Choose another directory.") from error
     if FOLDER not in names and MANIFEST in names:
-        raise ShardError(
-            "already holds shards", where=out, remedy="Choose another directory, or remove this one to pack it anew."
-        )
+        raise _finished(out)
     foreign = sorted(name for name in names if not _is_ours(name)) if FOLDER in names else sorted(names)
     if foreign:
         raise ShardError(
@@ -127,8 +125,18 @@ def _check_vacant(out: Place) -> None:
         )
 
 
+def _finished(out: Place) -> ShardError:
+    return ShardError(
+        "already holds shards", where=out, remedy="Choose another directory, or remove this one to pack it anew."
+    )
+
+
 def _check_job(journal: Journal, fingerprint: str) -> None:
     begun = journal.recall(Path(_JOB).stem)
+    if begun is None and journal.is_finished:
+        # Interrupted at the last step of `close`: whose set it is can no longer be told.
+        journal.close()
+        raise _finished(journal.out)
     if begun is None:
         # Notes of a job that cannot be told are nobody's: they may be of other options.
         for name in names_in(journal.folder) - {_LOCK}:

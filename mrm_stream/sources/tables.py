@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO, TextIOWrapper
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TextIO, cast
 
 from mrm_stream.errors import SourceError
@@ -22,6 +22,9 @@ CELL_LIMIT = 1 << 20
 
 LINE_LIMIT = 4 << 20
 """Characters in one line: a compressed table can unpack to a line that fills the memory."""
+
+BLANK_LIMIT = 100_000
+"""Blank lines of a table: compressed, millions of them take no room, and minutes to pass over."""
 
 TABLE_LIMIT = 2 << 30
 """Bytes of a remote table's file."""
@@ -65,7 +68,7 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
             reader = csv.reader(_bounded_lines(file, path), strict=True)
             header = [name.strip() for name in next(reader, [])]
             places = [_find_column(header, column, columns, path) for column in columns]
-            line = reader.line_num + 1
+            line, blank = reader.line_num + 1, 0
             for cells in reader:
                 if len(cells) == len(header):
                     yield line, tuple([cells[place] for place in places])
@@ -75,6 +78,10 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
                         where=f"{path}, line {line}",
                         remedy="Quote cells that hold commas, quotes or line ends.",
                     )
+                else:
+                    blank += 1
+                    if blank > BLANK_LIMIT:
+                        raise SourceError("the table has too many blank lines", where=f"{path}, line {line}")
                 line = reader.line_num + 1
     except FileNotFoundError:
         raise SourceError("the table does not exist", where=path, remedy="Check the root that you gave.") from None
@@ -137,6 +144,8 @@ def _hashed_key(stem: str, path: str) -> str:
 
 def _open_text(path: Place) -> TextIO:
     # A remote table is fetched whole, with retries, rather than read in pieces over minutes.
+    if isinstance(path, Path) and path.exists() and not path.is_file():  # a pipe would never end
+        raise SourceError("the table is not a regular file", where=path, remedy="Give a directory of plain files.")
     file: BinaryIO = BytesIO(_read_remote(path)) if is_remote(path) else path.open("rb")
     unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
     return TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")

@@ -225,3 +225,11 @@ def test_no_path_gets_past_the_errors(tmp_path_factory: pytest.TempPathFactory, 
     for read, record in ((read_image, _image(path)), (read_report, _report(path))):
         with contextlib.suppress(RecordError, SourceError):
             read(root, record)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_could_unpack_to_anything_is_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "reports.zip", "w", method) as archive:
+        archive.writestr("a.txt", "No acute process.")
+    with pytest.raises(RecordError, match="packed in a way that is not read"):
+        read_report(tmp_path, Record("a", "a.jpg", report_path="reports.zip::a.txt"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,16 @@ def test_keys_are_valid_unique_and_do_not_depend_on_the_order(paths: list[str]) 
     assert all(KEY_PATTERN.fullmatch(key) for key in keys)
     assert len(set(keys)) == len(paths)
     assert dict(zip(paths[::-1], keys_from_paths(paths[::-1]), strict=True)) == dict(zip(paths, keys, strict=True))
+
+
+def test_blank_lines_without_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a\n" + "\n" * 200_000)
+    with pytest.raises(SourceError, match="too many blank lines"):
+        list(read_rows(path, ("a",)))
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(SourceError, match="not a regular file"):
+        list(read_rows(tmp_path / "t.csv", ("a",)))
