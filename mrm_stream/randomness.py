@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     PACKING = 7
     DROPOUT = 8
     PHANTOM = 9
+    BLOCKS = 10
+    MIXTURE = 11
 
 
 def _philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

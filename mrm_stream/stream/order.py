@@ -2,12 +2,13 @@
 
 Positions are global and run on without end: position P is place P % N of epoch P // N, N being the samples of the
 set. Step t of global batch G takes positions [t * G, (t + 1) * G), and each rank a contiguous slice of them. So the
-order knows nothing of ranks, workers or batches; no sample is dropped, padded or seen twice in an epoch.
+order knows nothing of ranks, workers or batches; an epoch ends within a step and the next one begins there, so that no
+sample is dropped, padded or seen twice in an epoch, and every rank has the same number of samples in every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,13 +18,16 @@ from mrm_stream.randomness import Purpose, permutation
 
 EPOCHS = 2**32
 """Epochs that the random draws can tell apart."""
+BLOCK = 1 << 14
+"""Shards that are permuted at a time: time and memory of a permutation do not grow with the set beyond it."""
 
 
 class Order:
     """Shards permuted over an epoch, then samples permuted within each window of `window` shards.
 
-    An epoch's windows are worked out as they are reached, and a few are kept: memory grows with the shards of the set
-    and the samples of a window, not with the samples of the set.
+    Sets of more than `BLOCK` shards (8 million samples, as they are packed) are permuted block by block, and the
+    blocks among themselves. What is worked out is worked out as it is reached, and a little is kept: beyond 4 bytes a
+    shard, memory grows with the samples of a window alone.
 
     Args:
         shard_sizes: Samples of each shard; a sample's index counts through the shards in this order.
@@ -37,17 +41,21 @@ class Order:
         ([0, 0, 0, 1, 1, 1], [0, 1, 2], [0, 1, 2])
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, window: int) -> None:
-        self._sizes = np.asarray(shard_sizes, np.int64)
+    def __init__(self, shard_sizes: Sequence[int] | NDArray[np.integer], seed: int, window: int) -> None:
+        self._sizes = np.asarray(shard_sizes, np.int32)
         assert window >= 1
         assert (self._sizes >= 0).all()
-        self._firsts = np.cumsum(self._sizes) - self._sizes
+        block_sizes = np.add.reduceat(self._sizes, np.arange(0, len(self._sizes), BLOCK), dtype=np.int64)
+        self._block_firsts = np.cumsum(block_sizes) - block_sizes
+        self._block_sizes = block_sizes
         self._seed = seed
         self._window = window
-        self.samples = int(self._sizes.sum())
+        self._windows_a_block = -(-BLOCK // window)
+        self.samples = int(block_sizes.sum())
         assert self.samples > 0, "an empty set has no order"
+        self._blocks = lru_cache(maxsize=2)(self._permuted_blocks)
+        self._shards = lru_cache(maxsize=4)(self._permuted_shards)
         # A batch meets at most a few windows at a time; a window of 16 shards of 1,000 takes 5 ms to permute.
-        self._epoch = lru_cache(maxsize=2)(self._permuted_shards)
         self._permuted = lru_cache(maxsize=4)(self._permuted_samples)
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -60,32 +68,69 @@ class Order:
         epochs, places = np.divmod(np.asarray(positions, np.int64), self.samples)
         assert ((epochs >= 0) & (epochs < EPOCHS)).all()
         indexes = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            _, starts = self._epoch(epoch)
-            in_epoch = np.flatnonzero(epochs == epoch)
-            # side="right" steps over windows without samples.
-            windows = np.searchsorted(starts, places[in_epoch], side="right") - 1
-            for window in np.unique(windows).tolist():
-                slots = in_epoch[windows == window]
-                indexes[slots] = self._permuted(epoch, window)[places[slots] - starts[window]]
+        for epoch, block, window, slots, start in self._windows_of(epochs, places):
+            indexes[slots] = self._permuted(epoch, block, window)[places[slots] - start]
         return epochs, indexes
 
-    def _permuted_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return an epoch's shards in order, and the place in the epoch at which each window starts."""
-        shards = permutation(self._seed, epoch, 0, Purpose.SHARDS, len(self._sizes))
-        sizes = self._sizes[shards]
+    def shards_from(self, position: int) -> Iterator[list[int]]:
+        """Yield the shards of the window at a position, in the order of the epoch, then of each window after it."""
+        epoch, place = divmod(position, self.samples)
+        ((_, block, window, _, _),) = self._windows_of(np.array([epoch]), np.array([place]))
+        while epoch < EPOCHS:
+            blocks, _ = self._blocks(epoch)
+            for following in blocks[np.flatnonzero(blocks == block)[0] :].tolist():
+                shards, _ = self._shards(epoch, following)
+                for first in range(window * self._window, len(shards), self._window):
+                    yield shards[first : first + self._window].tolist()
+                window = 0
+            epoch += 1
+            block = int(self._blocks(epoch)[0][0]) if epoch < EPOCHS else 0
+
+    def _windows_of(
+        self, epochs: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> Iterator[tuple[int, int, int, NDArray[np.int64], int]]:
+        """Yield epoch, block, window, the slots of the batch that fall there, and the place at which it starts."""
+        for epoch in np.unique(epochs).tolist():
+            blocks, block_starts = self._blocks(epoch)
+            in_epoch = np.flatnonzero(epochs == epoch)
+            # side="right" steps over blocks and windows without samples.
+            turns = np.searchsorted(block_starts, places[in_epoch], side="right") - 1
+            for turn in np.unique(turns).tolist():
+                in_block = in_epoch[turns == turn]
+                block, block_start = int(blocks[turn]), int(block_starts[turn])
+                _, starts = self._shards(epoch, block)
+                windows = np.searchsorted(starts, places[in_block] - block_start, side="right") - 1
+                for window in np.unique(windows).tolist():
+                    yield epoch, block, window, in_block[windows == window], block_start + int(starts[window])
+
+    def _permuted_blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return an epoch's blocks in order, and the place in the epoch at which each starts."""
+        blocks = permutation(self._seed, epoch, 0, Purpose.BLOCKS, len(self._block_sizes))
+        sizes = self._block_sizes[blocks]
+        return blocks, np.cumsum(sizes) - sizes
+
+    def _permuted_shards(self, epoch: int, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return a block's shards in the epoch's order, and the place in the block at which each window starts."""
+        first = block * BLOCK
+        count = min(BLOCK, len(self._sizes) - first)
+        shards = first + permutation(self._seed, epoch, block, Purpose.SHARDS, count)
+        sizes = self._sizes[shards].astype(np.int64)
         return shards, (np.cumsum(sizes) - sizes)[:: self._window]
 
-    def _permuted_samples(self, epoch: int, window: int) -> NDArray[np.int64]:
+    def _permuted_samples(self, epoch: int, block: int, window: int) -> NDArray[np.int64]:
         """Return the indexes of a window's samples, in order."""
-        shards, _ = self._epoch(epoch)
+        shards, _ = self._shards(epoch, block)
+        first = block * BLOCK
+        sizes = self._sizes[first : first + BLOCK].astype(np.int64)
+        firsts = self._block_firsts[block] + np.cumsum(sizes) - sizes
         members = np.concatenate(
             [
-                np.arange(self._firsts[shard], self._firsts[shard] + self._sizes[shard])
-                for shard in shards[window * self._window : (window + 1) * self._window]
+                np.arange(firsts[shard - first], firsts[shard - first] + sizes[shard - first])
+                for shard in shards[window * self._window : (window + 1) * self._window].tolist()
             ]
         )
-        shuffled: NDArray[np.int64] = members[permutation(self._seed, epoch, window, Purpose.SAMPLES, len(members))]
+        stream = block * self._windows_a_block + window
+        shuffled: NDArray[np.int64] = members[permutation(self._seed, epoch, stream, Purpose.SAMPLES, len(members))]
         return shuffled
 
 
@@ -101,3 +146,15 @@ def rank_slice(batch_size: int, rank: int, world: int) -> slice:
     assert batch_size % world == 0, "the settings' check comes before this"
     share = batch_size // world
     return slice(rank * share, (rank + 1) * share)
+
+
+def steps_of(samples: int, epochs: int, batch_size: int) -> int:
+    """Return how many steps take every sample `epochs` times; the last one may run into the epoch after.
+
+    Every rank takes as many, whatever the number of ranks.
+
+    Example:
+        >>> steps_of(10, 2, 6), steps_of(5, 1, 8)
+        (4, 1)
+    """
+    return -(-samples * epochs // batch_size)

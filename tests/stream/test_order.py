@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -157,9 +159,39 @@ def test_memory_does_not_grow_with_the_set() -> None:
     for position in range(50_000_000, 50_040_000, 4_000):
         order.indexes(range(position, position + 256))
     order.indexes(range(3 * 10**8, 3 * 10**8 + 256))
-    for cache in (order._epoch, order._permuted):
+    for cache in (order._blocks, order._shards, order._permuted):
         assert 1 <= cache.cache_info().currsize <= 4
-    assert len(order._permuted(0, 12_500)) == 4000
+    assert len(order._permuted(0, 3, 17)) == 4000
+
+
+def test_a_set_of_many_blocks_is_permuted_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrm_stream.stream.order.BLOCK", 8)
+    sizes = [index % 4 for index in range(43)]
+    order = Order(sizes, 3, 3)
+    for epoch in range(3):
+        epochs, indexes = order.indexes(np.arange(sum(sizes)) + epoch * sum(sizes))
+        assert sorted(indexes.tolist()) == list(range(sum(sizes)))
+        assert set(epochs.tolist()) == {epoch}
+        positions = np.arange(sum(sizes))[::-1] + epoch * sum(sizes)
+        assert order.indexes(positions)[1].tolist() == indexes[::-1].tolist()
+    firsts = [order.locate(epoch * sum(sizes))[1] for epoch in range(30)]
+    assert len({int(np.searchsorted(np.cumsum(sizes), first, side="right")) // 8 for first in firsts}) > 3
+
+
+@pytest.mark.parametrize("block", [8, 1 << 14])
+def test_the_shards_ahead_are_those_that_the_order_comes_to(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrm_stream.stream.order.BLOCK", block)
+    sizes = [3, 1, 4, 2, 5, 0, 2, 6, 1, 3, 2]
+    order, ends = Order(sizes, 1, 2), np.cumsum(sizes)
+    for position in range(2 * sum(sizes)):
+        windows = list(islice(order.shards_from(position), 14))
+        met = dict.fromkeys(
+            int(np.searchsorted(ends, index, side="right"))
+            for index in order.indexes(np.arange(position, position + 8))[1].tolist()
+        )
+        ahead = [shard for window in windows for shard in window]
+        assert set(met) <= set(ahead[:16])
+        assert int(np.searchsorted(ends, order.locate(position)[1], side="right")) in windows[0]
 
 
 @pytest.mark.parametrize(("batch_size", "rank", "world"), [(10, 0, 3), (4, 2, 2), (4, -1, 2), (0, 0, 1)])
