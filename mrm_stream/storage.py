@@ -62,8 +62,8 @@ def place_of(text: str) -> Place:
     # A cached listing would not show what another process has written since.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("s3", "s3a"):
-        # Retries are ours: botocore's own would multiply with them. Spelt as botocore rewrites it in place: options that
-        # change no longer find the file system that was made with them, and each shard's job would make another.
+        # Retries are ours: botocore's own would multiply with them. Spelt as botocore itself rewrites them, in place:
+        # options that changed would no longer find the file system that was made with them.
         options["config_kwargs"] = {
             "connect_timeout": _CONNECT_S,
             "read_timeout": _READ_S,
@@ -208,6 +208,13 @@ def remove(place: Place) -> None:
         return
     with suppress(FileNotFoundError):
         permitted(lambda: place.fs.rm_file(place.path), place)
+
+
+def remove_empty_folder(folder: Place) -> None:
+    """Remove a remote folder, if there are folders there and nothing is in it."""
+    if not isinstance(folder, Path):
+        with suppress(Exception):  # clients differ in what they raise; an empty folder does no harm
+            folder.fs.rmdir(folder.path)
 
 
 def upload(local: Path, to: Place) -> None:

@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def s3() -> Iterator[FaultyS3]:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(storage, "_READ_S", 0.5)  # a stall of the server is longer
+    monkeypatch.setattr(storage, "_READ_S", 0.3)  # a stall of the server is longer
 
 
 def place(name: str) -> RemotePlace:
@@ -70,16 +70,17 @@ def test_a_scheme_that_nothing_serves_is_told(url: str) -> None:
 def test_time_outs_and_attempts_reach_the_client(s3: FaultyS3) -> None:
     names_in(place("options"))
     config = place("options").fs.s3.meta.config
-    assert (config.connect_timeout, config.read_timeout) == (storage._CONNECT_S, 0.5)
+    assert (config.connect_timeout, config.read_timeout) == (storage._CONNECT_S, 0.3)
     assert config.retries["total_max_attempts"] == 1
 
 
 def test_a_place_sent_elsewhere_finds_the_client_that_is_there(s3: FaultyS3) -> None:
     """Each shard's job is unpickled: a client for each would fill a worker with open connections."""
-    overwrite(place("sent"), b"content")
-    copies = [pickle.loads(pickle.dumps(place("sent"))) for _ in range(3)]  # noqa: S301
-    assert all(copy.fs is place("sent").fs and read_whole(copy, 10) == b"content" for copy in copies)
-    assert len({place("sent"), *copies}) == 1
+    original = place("sent")
+    overwrite(original, b"content")  # connected, whatever that changes in its options
+    copies = [pickle.loads(pickle.dumps(original)) for _ in range(3)]  # noqa: S301
+    assert all(copy.fs is original.fs and read_whole(copy, 10) == b"content" for copy in copies)
+    assert len({original, *copies}) == 1
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -101,12 +102,12 @@ def test_each_fault_in_passing_is_tried_again(s3: FaultyS3, kind: str) -> None:
 def test_requests_are_counted_no_retries_hide_beneath_ours(s3: FaultyS3) -> None:
     """Attempts of botocore or s3fs would multiply with ours, and with the time-outs."""
     put(s3, "counted", b"content")
-    with (
-        s3.failing(Faults(1, ("slow-down", "internal"))) as faults,
-        pytest.raises(StorageError, match="8 times"),
-    ):
-        size_of(place("counted"))
-    assert faults.seen["requests"] == storage.ATTEMPTS
+    acts: list[Callable[[], object]] = [lambda: size_of(place("counted")), lambda: overwrite(place("counted"), b"x")]
+    for kind in ("slow-down", "internal"):
+        for act in acts:
+            with s3.failing(Faults(1, (kind,))) as faults, pytest.raises(StorageError, match="8 times"):
+                act()
+            assert faults.seen["requests"] == storage.ATTEMPTS
 
 
 def test_storage_that_stays_down_is_never_taken_for_absence(

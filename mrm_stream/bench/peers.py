@@ -25,7 +25,7 @@ import simplejpeg
 from PIL import Image
 from tokenizers import Tokenizer
 
-from mrm_stream.packing.image import target_size
+from mrm_stream.packing.images.sizes import target_size
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.workers import Workers

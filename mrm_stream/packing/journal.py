@@ -24,7 +24,7 @@ from mrm_stream.packing.lock import locked
 from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
 from mrm_stream.packing.shard import canonical_json
 from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sync_folder
-from mrm_stream.storage import Place, names_in, read_whole, remove
+from mrm_stream.storage import Place, names_in, read_whole, remove, remove_empty_folder
 
 FOLDER = ".packing"
 _JOB = "job.json"
@@ -105,6 +105,7 @@ def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
             yield journal
         finally:
             journal.sweep()
+    remove_empty_folder(journal.folder)
 
 
 def _is_ours(name: str) -> bool:

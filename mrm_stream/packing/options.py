@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mrm_stream.errors import ConfigError
-from mrm_stream.packing.image import Rendering
+from mrm_stream.packing.images.rendering import Rendering
 from mrm_stream.packing.labels import Policy
 from mrm_stream.packing.sections import check_sections
 from mrm_stream.packing.tokenizer import VOCABULARY_LIMIT

@@ -23,7 +23,8 @@ import numpy as np
 
 from mrm_stream.config import DataConfig
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.image import MAX_SIDE, ImageError, read_png
+from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
+from mrm_stream.packing.images.png import read_png
 from mrm_stream.packing.manifest import Manifest, read_manifest
 from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, read_index
 from mrm_stream.publish import sha256_of

@@ -15,7 +15,8 @@ from PIL import Image
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.image import MAX_SIDE, ImageError, decode_jpeg
+from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
+from mrm_stream.packing.images.jpeg import decode_jpeg
 from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, TOKENIZER, Manifest, read_manifest
 from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, verify_shard
 from mrm_stream.packing.workers import Workers, run_all

@@ -20,10 +20,11 @@ from tokenizers import Tokenizer
 
 from mrm_stream.errors import ClusterError, MrmStreamError, RecordError, ShardError
 from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.image import EncodedImage, ImageError, encode_image
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.encode import EncodedImage, encode_image
+from mrm_stream.packing.images.mask import encode_mask
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry, shard_entry_from_json
-from mrm_stream.packing.mask import encode_mask
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import ShardPlan, libraries
 from mrm_stream.packing.sections import select_sections

@@ -150,10 +150,13 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int, Callable[[], None]]]
 
         def check() -> None:
             nonlocal last_seen
-            if client.status == "running":
+            # Without a worker the scheduler keeps the tasks, and its clients hear nothing.
+            if client.status == "running" and client.nthreads():
                 last_seen = time.monotonic()
             elif time.monotonic() - last_seen > _LOST_S:
-                raise ClusterError("the scheduler is lost", where=address, remedy="Run the same command again.")
+                raise ClusterError(
+                    "the scheduler is lost, or all its workers are", where=address, remedy="Run the same command again."
+                )
 
         yield client.get_executor(), slots, check
     except TimeoutError as error:

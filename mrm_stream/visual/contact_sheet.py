@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from mrm_stream.packing.image import ImageError, decode_jpeg, read_png
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.jpeg import decode_jpeg
+from mrm_stream.packing.images.png import read_png
 from mrm_stream.packing.summary import ShownSample
 from mrm_stream.visual.page import Picture
 

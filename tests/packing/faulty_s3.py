@@ -77,7 +77,7 @@ class FaultyS3:
         self._moto.start()
         host, port = self._moto.get_host_and_port()
         self.faults: Faults | None = None
-        self.stall_s = 0.8
+        self.stall_s = 0.5
         self.bytes_sent = 0
         """Of bodies, to clients."""
         self._proxy = _Proxy(("127.0.0.1", 0), _handler(self, str(host), int(port)))
@@ -156,6 +156,7 @@ class _Proxy(ThreadingHTTPServer):
 def _handler(server: FaultyS3, host: str, port: int) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a body would wait 40 ms for the headers to be acknowledged
 
         def handle_any(self) -> None:
             body = self._body()

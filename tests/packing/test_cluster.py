@@ -18,10 +18,10 @@ import pytest
 
 from mrm_stream.errors import ClusterError
 from mrm_stream.packing import lock, workers
-from mrm_stream.packing import pack as packing
 from mrm_stream.packing.manifest import MANIFEST
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.plan import libraries
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
 from mrm_stream.storage import Place, place_of
@@ -40,7 +40,7 @@ def _clients_are_gone() -> Iterator[None]:
 @contextmanager
 def cluster_of(processes: int) -> Iterator[distributed.LocalCluster]:
     with distributed.LocalCluster(
-        n_workers=processes, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=processes, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50
     ) as cluster:
         yield cluster
 
@@ -65,6 +65,23 @@ def pack_set(root: Place, out: Place, where: Workers, progress: Callable[[Progre
 
 def on(cluster: distributed.LocalCluster) -> Workers:
     return Workers(scheduler=cluster.scheduler_address)
+
+
+def failure_of(act: Callable[[], None]) -> BaseException | None:
+    """Return what `act` raises; it must end within half a minute, and is left behind in its thread where it hangs."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it hangs"
+    return raised[0] if raised else None
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -142,11 +159,9 @@ def test_a_scheduler_that_is_lost_ends_the_job_and_it_can_go_on(
                 closing[0].start()
                 closing[0].join(20)
 
-        begun = time.monotonic()
-        with pytest.raises(ClusterError) as caught:
-            pack_set(mixed_set, tmp_path / "set", on(cluster), close)
-        assert time.monotonic() - begun < 60
-        assert caught.value.remedy
+        error = failure_of(lambda: pack_set(mixed_set, tmp_path / "set", on(cluster), close))
+        assert isinstance(error, ClusterError)
+        assert error.remedy
     assert MANIFEST not in contents(tmp_path / "set")
     pack_set(mixed_set, tmp_path / "set", Workers(2))
     assert contents(tmp_path / "set") == packed
@@ -164,10 +179,9 @@ def test_all_workers_killed_for_good_ends_the_job(
                 gone.append(True)
                 cluster.scale(0)
 
-        begun = time.monotonic()
-        with pytest.raises(ClusterError, match="worker"):
-            pack_set(mixed_set, tmp_path / "set", on(cluster), retire)
-        assert time.monotonic() - begun < 60
+        error = failure_of(lambda: pack_set(mixed_set, tmp_path / "set", on(cluster), retire))
+        assert isinstance(error, ClusterError)
+        assert "worker" in error.what
     assert MANIFEST not in contents(tmp_path / "set")
 
 
@@ -197,8 +211,8 @@ def test_a_scheduler_without_workers(mixed_set: Path, tmp_path: Path, monkeypatc
 def test_a_worker_with_other_libraries_refuses(
     cluster: distributed.LocalCluster, mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = packing.libraries() | {"simplejpeg": "0.0.1"}
-    monkeypatch.setattr(packing, "libraries", lambda: versions)
+    versions = libraries() | {"simplejpeg": "0.0.1"}
+    monkeypatch.setattr("mrm_stream.packing.pack.libraries", lambda: versions)
     with pytest.raises(ClusterError, match="other versions of libraries: simplejpeg"):
         pack_set(mixed_set, tmp_path / "set", on(cluster))
     assert MANIFEST not in contents(tmp_path / "set")

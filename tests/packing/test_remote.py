@@ -37,7 +37,7 @@ from mrm_stream.packing.workers import Workers
 from mrm_stream.storage import place_of
 
 if __name__ == "__main__":
-    lock.RENEWED_S, storage.FIRST_PAUSE_S, storage._READ_S = 0.3, 0.01, 0.5
+    lock.RENEWED_S, storage.FIRST_PAUSE_S, storage._READ_S = 0.3, 0.01, 0.3
     root, out, workers = place_of(sys.argv[1]), place_of(sys.argv[2]), int(sys.argv[3])
     options = PackOptions(samples_per_shard=8, short_side=48, vocabulary=200)
     pack("training-csv", root, out, options=options, max_bad=1.0, workers=Workers(workers))
@@ -55,8 +55,8 @@ def s3() -> Iterator[FaultyS3]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(storage, "_READ_S", 0.5)  # a stall of the server is longer
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(storage, "_READ_S", 0.3)  # a stall of the server is longer
     monkeypatch.setattr(lock, "RENEWED_S", 0.3)
 
 
@@ -139,15 +139,16 @@ def test_campaign_of_faults_and_kills(
         for attempt in range(30):
             job = start_job(remote_root, name, workers=1 + (seed + attempt) % 2)
             try:
-                job.wait(timeout=4 + (seed * 7 + attempt * 5) % 11)
+                job.wait(timeout=2 + (seed * 7 + attempt * 5) % 11)
             except subprocess.TimeoutExpired:
                 job.send_signal(signal.SIGKILL)
                 job.wait()
-                assert MANIFEST not in s3.contents("sets", name) or s3.contents("sets", name).items() >= packed.items()
-            if job.returncode == 0:
+            left = s3.contents("sets", name)
+            assert MANIFEST not in left or left.items() >= packed.items()
+            # Killed on its way out, all done, it is done: then its lease may be left.
+            if job.returncode == 0 or (MANIFEST in left and ".packing/job.json" not in left):
                 break
-    assert job.returncode == 0
-    assert s3.contents("sets", name) == packed
+    assert {file: content for file, content in left.items() if file != ".packing/lock"} == packed
 
 
 def start_job(root: str, name: str, workers: int = 1) -> subprocess.Popen[bytes]:
@@ -170,7 +171,10 @@ def test_killed_and_run_again_the_bytes_are_the_same(
     kept = [shard for shard in left if shard.endswith(".tar")]
     begun = {shard: s3.client.head_object(Bucket="sets", Key=f"{name}/{shard}")["LastModified"] for shard in kept}
     noted = [shard for shard in kept if f".packing/{Path(shard).stem}.json" in left]
-    assert noted
+    assert len(noted) >= 2
+    # One of them is damaged in between: it is packed again, the others are kept.
+    damaged = noted.pop()
+    s3.client.put_object(Bucket="sets", Key=f"{name}/{damaged}", Body=left[damaged][:-1] + b"x")
     time.sleep(1)  # the time of an object is in whole seconds
     pack_set(place_of(remote_root), out_of(name))
     assert s3.contents("sets", name) == packed
@@ -184,7 +188,7 @@ def shards_in(s3: FaultyS3, name: str) -> int:
 
 
 def test_a_second_packer_is_refused(s3: FaultyS3, mixed_set: Path, packed: dict[str, bytes], name: str) -> None:
-    refused = []
+    refused: list[Progress] = []
 
     def intrude(done: Progress) -> None:
         if not refused:

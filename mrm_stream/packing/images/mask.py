@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrm_stream.packing.image import ImageError, check_size, decode_jpeg, is_jpeg, is_png, read_png
+from mrm_stream.packing.images.checks import ImageError, check_size
+from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
+from mrm_stream.packing.images.png import is_png, read_png
 
 _RUNS = re.compile(r"\s*(?:[0-9]{1,10}(?:\s+|$))*", re.ASCII)
 _HALF = 128

@@ -28,10 +28,10 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_voi_lut
 
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing import dicom as dicom_module
-from mrm_stream.packing import image as image_module
-from mrm_stream.packing.dicom import decode_dicom
-from mrm_stream.packing.image import ImageError, encode_image
+from mrm_stream.packing.images import checks, gdcm_process
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.dicom import decode_dicom
+from mrm_stream.packing.images.encode import encode_image
 
 gdcm: Any = import_module("gdcm")
 
@@ -358,7 +358,7 @@ def test_sizes_are_bounded_before_memory_is_taken(syntax: uid.UID, monkeypatch: 
     start = time.perf_counter()
     assert code_of(huge) == "image-too-large"
     assert time.perf_counter() - start < 0.1
-    monkeypatch.setattr(image_module, "MAX_SIDE", 59)
+    monkeypatch.setattr(checks, "MAX_SIDE", 59)
     assert code_of(data) == "image-too-large"
 
 
@@ -444,7 +444,7 @@ def test_nothing_is_printed_or_logged(
 
 def test_gdcm_that_does_not_start_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dicom_of(picture(50, 60, 12), 12, uid.JPEGLSLossless)
-    dicom_module._decoder.cache_clear()
+    gdcm_process.shared_decoder.cache_clear()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(MrmStreamError, match="gdcm") as caught:
         grey_of(data)
@@ -457,12 +457,12 @@ def test_a_decoder_that_is_killed_is_no_damage_and_is_started_again() -> None:
     # Large enough for its stream not to fit into a pipe: the writer is there when the reader goes.
     data = dicom_of(picture(500, 600, 12), 12, uid.JPEGLSLossless)
     grey = grey_of(data)
-    process = dicom_module._decoder()._process
+    process = gdcm_process.shared_decoder()._process
     assert process is not None
     process.kill()
     process.wait()
     np.testing.assert_array_equal(grey_of(data), grey)
-    process = dicom_module._decoder()._process
+    process = gdcm_process.shared_decoder()._process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
     killer = threading.Timer(0.2, process.kill)
@@ -477,7 +477,7 @@ def test_a_decoder_that_crashes_or_never_ends_is_damage() -> None:
     data = dicom_of(picture(500, 600, 12), 12, uid.JPEGLSLossless)
     grey = grey_of(data)
     for end in (signal.SIGSEGV, signal.SIGABRT, signal.SIGPROF):
-        process = dicom_module._decoder()._process
+        process = gdcm_process.shared_decoder()._process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
 
@@ -503,9 +503,9 @@ def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
     """
     (tmp_path / "gdcm.py").write_text(textwrap.dedent(endless))
     data = dicom_of(picture(50, 60, 12), 12, uid.JPEGLSLossless)
-    dicom_module._decoder()._stop()
+    gdcm_process.shared_decoder()._stop()
     monkeypatch.syspath_prepend(tmp_path)
-    watch = threading.Timer(60, lambda: dicom_module._decoder()._stop())
+    watch = threading.Timer(60, lambda: gdcm_process.shared_decoder()._stop())
     watch.start()
     try:
         start = os.times().children_user
@@ -519,8 +519,8 @@ def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
 
 def test_the_decoder_ends_with_its_parent() -> None:
     code = (
-        "import os, sys; from pathlib import Path; from mrm_stream.packing import dicom; "
-        "print(dicom._decoder()._start().pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from mrm_stream.packing.images import gdcm_process; "
+        "print(gdcm_process.shared_decoder()._start().pid, flush=True); os.kill(os.getpid(), 9)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     # `run` returns when stdout is closed, which the decoder shares with nobody; it sees its stdin close.
@@ -534,7 +534,8 @@ def test_the_decoder_ends_with_its_parent() -> None:
 FUZZ = """
 import json, sys, time
 import numpy as np
-from mrm_stream.packing.image import ImageError, encode_image
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.encode import encode_image
 
 data, cases, seed = open(sys.argv[1], "rb").read(), int(sys.argv[2]), int(sys.argv[3])
 start, codes, slowest = data.index(b"\\xe0\\x7f\\x10\\0"), {}, 0.0

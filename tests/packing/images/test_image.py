@@ -13,8 +13,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrm_stream.packing import image as image_module
-from mrm_stream.packing.image import EncodedImage, ImageError, Rendering, encode_image
+from mrm_stream.packing.images import checks
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.encode import EncodedImage, encode_image
+from mrm_stream.packing.images.rendering import Rendering
 
 Texture = Callable[[int, int, int], NDArray[np.uint8]]
 
@@ -203,7 +205,7 @@ def test_sizes_are_bounded_before_pixels_are_decoded(texture: Texture, monkeypat
     monkeypatch.setattr(Image.Image, "convert", refuse)
     for name, limit in (("MAX_SIDE", 59), ("MAX_PIXELS", 2999)):
         with monkeypatch.context() as patch:
-            patch.setattr(image_module, name, limit)
+            patch.setattr(checks, name, limit)
             for data in (jpeg, png):
                 with pytest.raises(ImageError) as caught:
                     encode(data)

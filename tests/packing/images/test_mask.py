@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrm_stream.packing.image import ImageError, encode_image
-from mrm_stream.packing.mask import encode_mask
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.encode import encode_image
+from mrm_stream.packing.images.mask import encode_mask
 
 Texture = Callable[[int, int, int], NDArray[np.uint8]]
 

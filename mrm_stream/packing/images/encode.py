@@ -1,0 +1,76 @@
+"""An image file as found in the wild -> the small grey JPEG that a shard holds.
+
+What is done to an image, beyond making it smaller, is this and no more. Colour becomes luma (ITU-R BT.601); alpha is
+dropped, not composited; 16-bit grey is divided by 257, linear over the whole range; EXIF, its orientation included, and
+gamma are ignored, as the reference code ignored them. How a DICOM's values become grey is a choice, `Rendering`. All
+arithmetic is on integers, or in single operations on float64, which round alike everywhere: every machine makes the
+same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import simplejpeg
+
+from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
+from mrm_stream.packing.images.png import grey_of_png, is_png, read_png
+from mrm_stream.packing.images.rendering import Rendering
+from mrm_stream.packing.images.sizes import height_width, shrink, target_size
+
+_DICOM_MAGIC = b"DICM"
+_DICOM_PREAMBLE = 128
+_BARE_DICOM = (b"\x02\0", b"\x08\0")
+"""The groups that a DICOM without preamble begins with, little endian."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """What a shard holds of an image."""
+
+    jpeg: bytes = field(repr=False)
+    """8-bit grey baseline JPEG, without metadata."""
+    original_size: tuple[int, int]
+    """(height, width) in pixels of the source."""
+    size: tuple[int, int]
+    """(height, width) in pixels of `jpeg`."""
+    view: str = ""
+    """A DICOM's ViewPosition, such as PA; empty where it has none, and for other files."""
+
+
+def encode_image(data: bytes, *, short_side: int, quality: int, rendering: Rendering = "window") -> EncodedImage:
+    """Decode an image in full, shrink it, and encode it as a grey JPEG.
+
+    Args:
+        data: A JPEG, PNG or DICOM file.
+        short_side: Height or width of the result in pixels, whichever is less; a smaller image keeps its size.
+        quality: Of the JPEG, 1 to 100.
+        rendering: How a DICOM becomes grey; other files do not ask.
+
+    Raises:
+        ImageError: The file is not an image, is damaged or cut short, or is of a kind that cannot be read truthfully.
+    """
+    if not data:
+        raise ImageError("image-empty", "the file is empty")
+    view = ""
+    if data[_DICOM_PREAMBLE : _DICOM_PREAMBLE + len(_DICOM_MAGIC)] == _DICOM_MAGIC:
+        # Loaded when the first DICOM is met: it takes a third of a second.
+        from mrm_stream.packing.images.dicom import decode_dicom
+
+        pixels_HW, view = decode_dicom(data, rendering)
+        original_size = height_width(pixels_HW)
+    elif is_jpeg(data):
+        original_size, pixels_HW = decode_jpeg(data, short_side)
+    elif is_png(data):
+        pixels_HW = read_png(data, grey_of_png)
+        original_size = height_width(pixels_HW)
+    elif data.startswith(_BARE_DICOM) and data[4:6].isalpha():
+        raise ImageError("image-not-an-image", "the file may be a DICOM, but lacks the preamble of a DICOM file")
+    else:
+        raise ImageError("image-not-an-image", "the file is neither a JPEG, nor a PNG, nor a DICOM")
+    size = target_size(original_size, short_side)
+    grey_HW1 = np.ascontiguousarray(shrink(pixels_HW, size)[..., None])
+    jpeg = simplejpeg.encode_jpeg(grey_HW1, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
+    return EncodedImage(jpeg=jpeg, original_size=original_size, size=size, view=view)

@@ -1,0 +1,136 @@
+"""One process at a time: the kernel's lock here, a lease elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mrm_stream.errors import ShardError, StorageError
+from mrm_stream.packing import lock
+from mrm_stream.packing.lock import locked
+from mrm_stream.storage import Place, create_exclusively, overwrite, place_of, read_whole, remove
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEWED_S", 0.2)
+
+
+@pytest.fixture
+def lease() -> Iterator[Place]:
+    place = place_of("memory://locks/lock")
+    yield place
+    remove(place)
+
+
+def test_a_local_directory_is_held_by_one_process(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from mrm_stream.packing.lock import locked
+with locked(Path({str(tmp_path / "lock")!r}), Path("set")):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ShardError, match="another process is packing"), locked(tmp_path / "lock", tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with locked(tmp_path / "lock", tmp_path):  # the kernel lets go of what the dead held
+        pass
+
+
+def test_a_lease_is_renewed_and_removed(lease: Place) -> None:
+    with locked(lease, lease.parent):
+        seen = {read_whole(lease, 100)}
+        time.sleep(0.7)
+        seen.add(read_whole(lease, 100))
+    assert len({content.split()[0] for content in seen}) == 1
+    assert len(seen) == 2
+    assert not lease.exists()
+
+
+def test_a_living_owner_keeps_others_out(lease: Place) -> None:
+    with locked(lease, lease.parent):
+        begun = time.monotonic()
+        with pytest.raises(ShardError, match="another process is packing"), locked(lease, lease.parent):
+            pass
+        assert time.monotonic() - begun < 2 * lock.RENEWED_S + 1
+    assert not lease.exists()
+
+
+def test_the_lease_of_a_dead_owner_is_taken_over_after_a_watch(lease: Place) -> None:
+    overwrite(lease, b"dead 7\n")
+    begun = time.monotonic()
+    with locked(lease, lease.parent):
+        assert time.monotonic() - begun >= 2 * lock.RENEWED_S
+        assert not read_whole(lease, 100).startswith(b"dead")
+    assert not lease.exists()
+
+
+def test_a_lease_that_vanishes_while_watched_has_had_an_owner(lease: Place) -> None:
+    overwrite(lease, b"ending 7\n")
+    threading.Timer(0.1, remove, (lease,)).start()
+    with pytest.raises(ShardError, match="another process"), locked(lease, lease.parent):
+        pass
+
+
+@pytest.mark.parametrize("others", [2])
+def test_of_those_who_watch_a_dead_lease_few_go_on(lease: Place, others: int) -> None:
+    """One, as a rule; all of them do no harm, as the same job writes the same bytes."""
+    overwrite(lease, b"dead 7\n")
+    outcomes: list[bool] = []
+
+    def compete() -> None:
+        try:
+            with locked(lease, lease.parent):
+                time.sleep(1)
+                outcomes.append(True)
+        except ShardError:
+            outcomes.append(False)
+
+    threads = [threading.Thread(target=compete) for _ in range(1 + others)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        time.sleep(0.05 * (number + 1))
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(True) == 1
+    assert not lease.exists()
+
+
+def test_the_lease_outlives_storage_that_is_down_for_a_while(lease: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def fail_twice(place: Place, content: bytes) -> None:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise StorageError("made up")
+        overwrite(place, content)
+
+    monkeypatch.setattr(lock, "overwrite", fail_twice)
+    with locked(lease, lease.parent):
+        first = read_whole(lease, 100)
+        time.sleep(1)
+        assert read_whole(lease, 100) != first
+    assert len(attempts) >= 3
+
+
+def test_what_ended_the_work_is_not_hidden_by_a_lease_that_cannot_be_removed(
+    lease: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(place: Place) -> None:
+        raise StorageError("down")
+
+    monkeypatch.setattr(lock, "remove", fail)
+    with pytest.raises(KeyboardInterrupt), locked(lease, lease.parent):
+        raise KeyboardInterrupt
+    assert not create_exclusively(lease, b"x")

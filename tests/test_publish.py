@@ -1,0 +1,87 @@
+"""Files are whole or not there, on a local disk and elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrm_stream import publish
+from mrm_stream.errors import StorageError
+from mrm_stream.publish import HashingFile, make_private_folder, publish_bytes, publishing, sha256_of
+from mrm_stream.storage import Place, names_in, place_of, read_whole, remove
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "local":
+        return tmp_path
+    return place_of(f"memory://publish{tmp_path}")
+
+
+def test_a_file_is_published_with_its_digest(folder: Place) -> None:
+    with publishing(folder / "a") as file:
+        file.write(b"con")
+        file.write(b"tent")
+        assert not (folder / "a").exists()
+    assert read_whole(folder / "a", 100) == b"content"
+    assert file.size == 7
+    digest = hashlib.sha256(b"content").hexdigest()
+    assert file.sha256() == digest == sha256_of(folder / "a") == publish_bytes(folder / "b", b"content")
+    assert names_in(folder) == {"a", "b"}
+
+
+def _write_half(file: HashingFile) -> None:
+    file.write(b"half of wh")
+    raise KeyboardInterrupt
+
+
+def test_what_was_there_stays_until_the_whole_is(folder: Place) -> None:
+    publish_bytes(folder / "a", b"before")
+    with pytest.raises(KeyboardInterrupt), publishing(folder / "a") as file:
+        _write_half(file)
+    assert read_whole(folder / "a", 100) == b"before"
+    assert names_in(folder) == {"a"}
+    publish_bytes(folder / "a", b"after")
+    assert read_whole(folder / "a", 100) == b"after"
+
+
+def test_local_files_and_folders_are_their_owner_s_alone(tmp_path: Path) -> None:
+    make_private_folder(tmp_path / "x" / "y")
+    publish_bytes(tmp_path / "x" / "y" / "a", b"content")
+    assert stat.S_IMODE((tmp_path / "x" / "y").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "x" / "y" / "a").stat().st_mode) == 0o600
+
+
+def test_an_empty_file_is_a_file(folder: Place) -> None:
+    assert publish_bytes(folder / "empty", b"") == hashlib.sha256().hexdigest() == sha256_of(folder / "empty")
+    remove(folder / "empty")
+    with pytest.raises(FileNotFoundError):
+        sha256_of(folder / "empty")
+
+
+def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StorageError, match="cannot be written") as caught:
+        publish_bytes(tmp_path / "a", b"content")
+    assert caught.value.where == str(tmp_path / "a")
+    assert names_in(tmp_path) == {"a"}
+
+
+def test_what_was_staged_for_an_upload_is_gone_even_where_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged: list[Path] = []
+
+    def fail(local: Path, to: Any) -> None:
+        staged.append(local)
+        assert local.read_bytes() == b"content"
+        raise StorageError("made up", where=to)
+
+    monkeypatch.setattr(publish, "upload", fail)
+    with pytest.raises(StorageError, match="made up"):
+        publish_bytes(place_of("memory://publish/failed"), b"content")
+    assert [local.parent.exists() for local in staged] == [False]
