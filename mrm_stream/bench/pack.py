@@ -121,7 +121,11 @@ def _require_webdataset() -> None:
 
 
 def _machine() -> dict[str, Any]:
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": _cpu_model(), "system": platform.platform()}
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": _cpu_model(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def _cpu_model() -> str:

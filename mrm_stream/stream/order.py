@@ -51,6 +51,7 @@ class Order:
         self._seed = seed
         self._window = window
         self._windows_a_block = -(-BLOCK // window)
+        self.shards = len(self._sizes)
         self.samples = int(block_sizes.sum())
         assert self.samples > 0, "an empty set has no order"
         self._blocks = lru_cache(maxsize=2)(self._permuted_blocks)

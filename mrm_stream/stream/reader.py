@@ -7,44 +7,55 @@ import mmap
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from mrm_stream.errors import ShardError
+from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, ReportsEntry, read_manifest
 from mrm_stream.packing.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, index_path, read_index
 from mrm_stream.publish import sha256_of
 from mrm_stream.records import Sample
+from mrm_stream.storage import Place, read_whole
+from mrm_stream.stream.cache import ShardCache
+
+T = TypeVar("T")
 
 MAPPED_SHARDS = 256
-"""Shards mapped at a time: each map holds a file descriptor, of which many systems allow 1,024."""
+"""Shards open at a time: each map holds a file descriptor, of which many systems allow 1,024."""
+DICTIONARY_LIMIT = 1 << 20
 METADATA_LIMIT = 1 << 20
 """Bytes of one sample's JSON."""
 
-_REMEDY = "The set is damaged or incomplete: copy it again from where it came, or run `mrm-stream shard` again."
+_REMEDY = (
+    "The set is damaged or incomplete: copy it again from where it came. `mrm-stream verify DIR` names all that is "
+    "wrong, `mrm-stream repair DIR --root SOURCE` packs it again from the source."
+)
 _JPEG, _TOKENS, _METADATA, _REPORT = range(len(REPORT_MEMBERS))
 
 
 class ShardSet:
     """The samples of one split, by index; safe to share between threads.
 
-    A shard's index is read, and the shard mapped, at the first use of one of its samples. Samples are views of the map,
+    A shard's index is read, and the shard mapped, at the first use of one of its samples; where there is a cache, the
+    shard is brought there first, if it was not expected long before. Samples are views of the map,
     which lives as long as any of them. A shard that is cut short while it is mapped ends the process (SIGBUS), as with
     any memory map: published shards are replaced by renaming, never rewritten.
     """
 
-    def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
+    def __init__(self, directory: Place, split: str, manifest: Manifest, cache: ShardCache | None = None) -> None:
         self.directory = directory
+        self.cache = cache
         self.split = split
         self.manifest = manifest
         self._entries: tuple[ShardEntry, ...] = manifest.splits[split]
         self.shard_sizes: tuple[int, ...] = tuple(entry.samples for entry in self._entries)
         self._firsts = [0, *accumulate(self.shard_sizes)]
-        self._indexes: list[ShardIndex | None] = [None] * len(self._entries)
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
         assert manifest.reports is not None, "`open` refuses a set without reports"
         self.reports: ReportsEntry = manifest.reports
@@ -52,8 +63,14 @@ class ShardSet:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, directory: Path, split: str) -> ShardSet:
+    def open(cls, directory: Place, split: str, cache: tuple[Path, int] | None = None) -> ShardSet:
         """Return a split of a packed set, once all its shards are found to be there and as long as they should be.
+
+        Args:
+            directory: Of the set.
+            split: Part of it.
+            cache: Local folder, and the bytes that it may hold: shards are then fetched whole, ahead of need, and not
+                looked for one by one now. Needed where `directory` is a URL; sensible on slow shared file systems.
 
         Raises:
             ShardError: There is no finished set here, it has no such split or none of its samples, or a shard is
@@ -72,6 +89,17 @@ class ShardSet:
                 f"the set has no samples in a split {split!r}",
                 where=directory,
                 remedy=f"Choose one of: {', '.join(filled)}." if filled else "Pack a set that has samples.",
+            )
+        if cache is not None:
+            folder, limit_bytes = cache
+            # Two sets, or two versions of one, never meet under one name.
+            own = folder / manifest.fingerprint[:16]
+            return cls(directory, split, manifest, ShardCache(directory, own, limit_bytes))
+        if not isinstance(directory, Path):
+            raise ConfigError(
+                "shards that lie elsewhere are trained on through a cache",
+                where="data.cache",
+                remedy="Set it to a local folder, on a fast disk.",
             )
         for entry in manifest.splits[split]:
             _check_files(directory / entry.file, entry)
@@ -92,6 +120,9 @@ class ShardSet:
             ShardError: The file is absent, or another one has taken its place.
         """
         path = self.directory / TOKENIZER
+        if not isinstance(path, Path):
+            assert self.cache is not None, "`open` asks for one"
+            return self.cache.bring_file(TOKENIZER, self.reports.tokenizer_sha256)
         if not path.is_file() or sha256_of(path) != self.reports.tokenizer_sha256:
             raise ShardError(
                 "is not the tokenizer that these shards were packed with: their token ids would mean other words",
@@ -99,6 +130,24 @@ class ShardSet:
                 remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
             )
         return path
+
+    def expect(self, windows: Sequence[Sequence[int]]) -> None:
+        """Say which shards will be read next, window by window; those of other windows are let go.
+
+        A map would keep the disk's blocks of a shard that the cache has removed.
+        """
+        if self.cache is None:
+            return
+        wanted = [shard for window in windows for shard in window]
+        with self._lock:
+            for shard in self._maps.keys() - set(wanted):
+                del self._maps[shard]
+        self.cache.expect([self._entries[shard] for shard in wanted])
+
+    def close(self) -> None:
+        """Let go of the cache's shards."""
+        if self.cache is not None:
+            self.cache.close()
 
     def sample(self, index: int) -> Sample:
         """Return the sample at an index, as views of its shard.
@@ -175,36 +224,54 @@ class ShardSet:
 
     def _table(self, shard: int) -> ShardIndex:
         """Return a shard's index; two threads may both read it at first, to the same effect."""
-        table = self._indexes[shard]
+        table = self._recent(self._indexes, shard)
         if table is None:
             entry = self._entries[shard]
-            tar = self.directory / entry.file
+            tar = self._local(shard)
             table = read_index(tar, self.manifest.members)
             # A size that is off by less than a tar's block passes every other check.
             if len(table) != entry.samples or sha256_of(index_path(tar)) != entry.index_sha256:
                 raise ShardError("the index is not the manifest's", where=index_path(tar), remedy=_REMEDY)
-            self._indexes[shard] = table
+            table = self._keep(self._indexes, shard, table)
         return table
 
     def _data(self, shard: int) -> memoryview:
-        """Return a shard's bytes; the maps not used for longest are let go."""
+        """Return a shard's bytes."""
+        data = self._recent(self._maps, shard)
+        if data is None:
+            data = self._keep(self._maps, shard, _mapped(self._local(shard), self._entries[shard]))
+        return data
+
+    def _recent(self, opened: OrderedDict[int, T], shard: int) -> T | None:
         with self._lock:
-            data = self._maps.get(shard)
-            if data is None:
-                entry = self._entries[shard]
-                data = self._maps[shard] = _mapped(self.directory / entry.file, entry)
-                if len(self._maps) > MAPPED_SHARDS:
-                    self._maps.popitem(last=False)
-            else:
-                self._maps.move_to_end(shard)
-            return data
+            found = opened.get(shard)
+            if found is not None:
+                opened.move_to_end(shard)
+            return found
+
+    def _keep(self, opened: OrderedDict[int, T], shard: int, new: T) -> T:
+        """Keep what was opened, unless another thread was first, and let go of what was not used for longest."""
+        # What is opened is not opened under the lock: another shard may be there while this one is on its way.
+        with self._lock:
+            kept = opened.setdefault(shard, new)
+            if len(opened) > MAPPED_SHARDS:
+                opened.popitem(last=False)
+            return kept
+
+    def _local(self, shard: int) -> Path:
+        """Return where a shard lies on this machine; wait for it where it must be fetched."""
+        entry = self._entries[shard]
+        if self.cache is not None:
+            return self.cache.path(entry)
+        assert isinstance(self.directory, Path)
+        return self.directory / entry.file
 
     def _load_codec(self) -> ReportCodec:
         path = self.directory / DICTIONARY
         try:
             if sha256_of(path) != self.reports.dictionary_sha256:
                 raise ShardError("the dictionary is not the manifest's", where=path, remedy=_REMEDY)
-            return ReportCodec(path.read_bytes())
+            return ReportCodec(read_whole(path, DICTIONARY_LIMIT))
         except OSError as error:
             raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
 
