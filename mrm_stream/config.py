@@ -6,6 +6,7 @@ is its own setting too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +30,14 @@ class DataConfig:
     """Which samples, and what is cut from them."""
 
     shards: str = ""
-    """Directory of a packed data set (`mrm-stream shard`)."""
+    """Directory or URL of a packed data set (`mrm-stream shard`)."""
+    mixture: Mapping[str, float] = field(default_factory=dict)
+    """Further packed sets with the same tokenizer, each with its share of the samples; that of `shards` is 1."""
+    cache: str = ""
+    """Local folder in which shards are kept that lie elsewhere: at a URL (needed then), or on a slow shared file system
+    (which is then read in whole shards, in order, never sample by sample). The ranks of a machine share it."""
+    cache_gb: float = 100.0
+    """Gigabytes that may lie in the cache; two windows of shards need to find room."""
     split: Literal["train", "validate", "test"] = "train"
     """The part of the data set to train on."""
     hr_size: int = 448
@@ -78,6 +86,8 @@ class DataConfig:
         _require(self.report_length >= 3, "data.report_length", "must be at least 3")
         for name in ("window", "threads", "prefetch"):
             _require(getattr(self, name) >= 1, f"data.{name}", "must be at least 1")
+        _require(all(share > 0 for share in self.mixture.values()), "data.mixture", "shares must be positive")
+        _require(self.cache_gb > 0, "data.cache_gb", "must be positive")
         _require(self.max_bad_samples >= 0, "data.max_bad_samples", "must not be negative")
 
 

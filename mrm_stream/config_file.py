@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +20,31 @@ from mrm_stream.config import RECIPES, Config
 from mrm_stream.errors import ConfigError
 
 T = TypeVar("T")
+
+_NAME = re.compile(r"[\w.+-]{1,40}")
+"""Text that a message may repeat: a name or a number. A report that is given as a configuration must not be."""
+_QUOTED = re.compile(r"\s*(?:'(?!<[a-z ]+>')|\").*", re.DOTALL)
+"""What follows the first quote in a parser's own words, unless it quotes its grammar, as in '<block end>'."""
+
+
+@dataclass(frozen=True)
+class _Origins:
+    """Which settings stand in the file, and which were given as --set."""
+
+    file: str
+    overridden: tuple[str, ...] = ()
+
+    def of(self, name: str) -> str:
+        """Return where a setting was given."""
+        if any(f"{name}.".startswith(f"{given}.") for given in self.overridden):
+            return f"--set {name}"
+        return self.file
+
+    def of_check(self, name: str, section: str) -> str:
+        """Return where a setting was given that contradicts others, perhaps, of its section."""
+        where = self.of(name)
+        others = any(given.startswith(section) for given in self.overridden)
+        return f"{where} and --set" if others and not where.startswith("--set") else where
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -29,16 +56,19 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown (the nearest known one is named), a value is of the
-            wrong type or out of range.
+            wrong type or out of range. Whether it stands in the file or in an override is said.
     """
     given = _read_yaml(path) if path is not None else {}
-    for override in overrides:
-        _apply_override(given, override)
-    where = str(path) if path is not None else "--set"
+    overridden = tuple(_apply_override(given, override) for override in overrides)
+    origins = _Origins(str(path) if path is not None else "--set", overridden)
     recipe = given.get("recipe", "reference")
     if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}", where=where, remedy=f"Choose one of: {', '.join(RECIPES)}.")
-    return parse_config(_merged(RECIPES[recipe], given), where)
+        raise ConfigError(
+            f"unknown recipe {_shown(recipe)}",
+            where=origins.of("recipe"),
+            remedy=f"Choose one of: {', '.join(RECIPES)}.",
+        )
+    return _replaced(Config(), _merged(RECIPES[recipe], given), origins, "")
 
 
 def with_places(config: Config, *, shards: str | None, out: str | None) -> Config:
@@ -48,15 +78,34 @@ def with_places(config: Config, *, shards: str | None, out: str | None) -> Confi
     return dataclasses.replace(config, data=data, run=run)
 
 
-def parse_config(given: Mapping[str, Any], where: str) -> Config:
-    """Return a `Config` of nested mappings; `where` is named in errors. See `load_config` for what is refused."""
-    return _replaced(Config(), given, where, "")
+def with_absolute_places(config: Config) -> Config:
+    """Return the settings with all directories and files as absolute paths, where they are set; URLs stay."""
+    return _with_each_place(
+        config, lambda place: str(Path(place).absolute()) if place and "://" not in place else place
+    )
+
+
+def portable_settings(config: Config) -> str:
+    """Return the settings as YAML without directories and files, which mean nothing on another machine."""
+    return dump_config(_with_each_place(config, lambda _: ""))
 
 
 def dump_config(config: Config) -> str:
     """Return the settings as YAML, every one of them, that `load_config` reads back to an equal `Config`."""
     text: str = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return text
+
+
+def _with_each_place(config: Config, change: Callable[[str], str]) -> Config:
+    run = dataclasses.replace(config.run, out=change(config.run.out), init=change(config.run.init))
+    mixture = {change(place): share for place, share in config.data.mixture.items()}
+    data = dataclasses.replace(
+        config.data,
+        shards=change(config.data.shards),
+        mixture=mixture if all(mixture) else {},
+        cache=change(config.data.cache),
+    )
+    return dataclasses.replace(config, data=data, run=run)
 
 
 def _plain(value: Any) -> Any:
@@ -70,8 +119,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file", where=path) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read as YAML: {error}", where=path) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        # Not the parser's whole message: it repeats the line. Nor its traceback, which would.
+        what = f"cannot be read as YAML: {_problem(error)}"
+        raise ConfigError(what, where=path, remedy="Is it a configuration? See configs/ for some.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -79,7 +132,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _apply_override(given: dict[str, Any], override: str) -> None:
+def _problem(error: Exception) -> str:
+    """Return what a parser found wrong, and at which line and column, without a word of the text."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"a character that YAML does not allow, at {error.position}"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return "a date that is none, or too many brackets"
+    problem = _QUOTED.sub("", error.problem or error.context or "the parser gave up")
+    mark = error.problem_mark or error.context_mark
+    return problem if mark is None else f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message may repeat it: what could be a sentence of a report is not."""
+    return "a text" if isinstance(value, str) and not _NAME.fullmatch(value) else repr(value)
+
+
+def _apply_override(given: dict[str, Any], override: str) -> str:
+    """Change one setting; return its name."""
     name, equals, value = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"{override!r} is not of the form section.key=value", where="--set")
@@ -91,8 +163,9 @@ def _apply_override(given: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{section!r} is a setting, not a section", where=f"--set {override}")
     try:
         target[key] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (ValueError, RecursionError, yaml.YAMLError):
         raise ConfigError("the value is not YAML", where=f"--set {override}") from None
+    return name
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,26 +176,30 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _replaced(default: T, given: Any, where: str, prefix: str) -> T:
+def _replaced(default: T, given: Any, origins: _Origins, prefix: str) -> T:
     """Return `default` (a dataclass) with the given settings in place of its own, section by section."""
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} is a section: it needs settings below it", where=where)
+        section = prefix.rstrip(".")
+        raise ConfigError(f"{section} is a section: it needs settings below it", where=origins.of(section))
     types_by_name = typing.get_type_hints(type(default))
     values = {}
     for key, value in given.items():
+        where = origins.of(f"{prefix}{key}")
         if key not in types_by_name:
             nearest = difflib.get_close_matches(str(key), types_by_name, n=1)
             hint = f"Did you mean {prefix}{nearest[0]}?" if nearest else f"Known here: {', '.join(types_by_name)}."
-            raise ConfigError(f"unknown setting {prefix}{key}", where=where, remedy=hint)
+            unknown = f"{prefix}{key}" if _NAME.fullmatch(str(key)) else f"in {prefix[:-1] or 'the file'}: a sentence"
+            raise ConfigError(f"unknown setting {unknown}", where=where, remedy=hint)
         current = getattr(default, key)
         if dataclasses.is_dataclass(current):
-            values[key] = _replaced(current, value, where, f"{prefix}{key}.")
+            values[key] = _replaced(current, value, origins, f"{prefix}{key}.")
         else:
             values[key] = _converted(types_by_name[key], value, where, f"{prefix}{key}")
     try:
         return dataclasses.replace(default, **values)  # type: ignore[type-var]
     except ConfigError as error:
-        raise ConfigError(f"{error.where or prefix[:-1]} {error.what}", where=where, remedy=error.remedy) from None
+        name = error.where or prefix[:-1]
+        raise ConfigError(f"{name} {error.what}", where=origins.of_check(name, prefix), remedy=error.remedy) from None
 
 
 def _converted(kind: Any, value: Any, where: str, name: str) -> Any:
@@ -141,6 +218,10 @@ def _converted(kind: Any, value: Any, where: str, name: str) -> Any:
             pairs = zip(arguments, value, strict=True)
             return tuple(_converted(inner, item, where, name) for inner, item in pairs)
         expected = f"a list of {len(arguments)} numbers"
+    elif origin is Mapping:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {key: _converted(arguments[1], inner, where, f"{name}.{key}") for key, inner in value.items()}
+        expected = "names with a number each"
     elif kind is float:
         # YAML 1.1 reads 1e-3, without a dot, as text.
         with contextlib.suppress(TypeError, ValueError):
@@ -152,4 +233,4 @@ def _converted(kind: Any, value: Any, where: str, name: str) -> Any:
         if type(value) is kind:
             return value
         expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
-    raise ConfigError(f"{name} must be {expected}, not {value!r}", where=where)
+    raise ConfigError(f"{name} must be {expected}, not {_shown(value)}", where=where)

@@ -78,5 +78,8 @@ class DamagedSamplesError(MrmStreamError):
     """
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__(f"{len(reasons)} damaged samples in a batch", remedy="Run `mrm-stream shard` again.")
+        super().__init__(
+            f"{len(reasons)} damaged samples in a batch",
+            remedy="`mrm-stream verify DIR --decode` names them; `mrm-stream repair DIR --root SOURCE` mends the set.",
+        )
         self.reasons = dict(reasons)

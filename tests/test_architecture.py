@@ -12,7 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mrm_stream"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "records", "randomness", "config", "config_file", "runtime", "progress", "publish", "remote", "storage"}
+GROUND = {
+    "errors",
+    "records",
+    "randomness",
+    "config",
+    "config_file",
+    "runtime",
+    "progress",
+    "publish",
+    "remote",
+    "storage",
+}
 ALLOWED = {
     "sources": {"sources"},
     "packing": {"packing", "sources"},
@@ -40,7 +51,8 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
-            names.add(node.module or "")
+            # `from mrm_stream import training` names a part as `import mrm_stream.training` does.
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -51,11 +63,16 @@ def test_imports_follow_the_arrows(path: Path) -> None:
     assert own <= allowed, f"{part_of(path)} may not import {', '.join(sorted(own - allowed))}"
 
 
+def test_no_way_to_write_an_import_evades_the_arrows(tmp_path: Path) -> None:
+    for line in ("import mrm_stream.bench", "from mrm_stream import bench", "from mrm_stream.bench import run"):
+        (tmp_path / "a.py").write_text(f"def f() -> None:\n    {line}\n")
+        assert {name.split(".")[1] for name in imported(tmp_path / "a.py")} == {"bench"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_packages_stay_behind_their_door(path: Path) -> None:
     for package, door in DOORS.items():
         if package in {name.split(".")[0] for name in imported(path)}:
-            # `training/launch.py` starts DeepSpeed's launcher as a command; it does not import it.
             assert str(path.relative_to(PACKAGE)) == door
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.config import Config
-from mrm_stream.config_file import dump_config, load_config
+from mrm_stream.config_file import dump_config, load_config, portable_settings, with_absolute_places
 from mrm_stream.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -73,6 +73,86 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: s
         load_config(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+SENTENCE = "The lungs are clear of Mrs Meyer"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"EXAMINATION: chest\n{SENTENCE}\nFINDINGS: {SENTENCE}: none\n",
+        f"{SENTENCE}: none",
+        f"data: {{{SENTENCE}: none}}",
+        f"data: {{threads: {SENTENCE}}}",
+        f"recipe: {SENTENCE}",
+        f"'{SENTENCE}",
+        f"{SENTENCE}",
+        f"! {SENTENCE}: [",
+        "seed: *Meyer",
+        "seed: !Meyer 3",
+        "seed: !it's!Meyer 3",
+        "%Meyer",
+        f"{SENTENCE}\x00",
+    ],
+)
+def test_a_report_that_is_given_by_mistake_is_not_repeated(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    for word in ("Meyer", "lungs"):
+        assert word not in str(caught.value)
+        assert word not in str(caught.value.__cause__)
+
+
+def test_a_mistake_in_yaml_is_placed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mapping values are not allowed here, line 2, column 7"):
+        load_config(write(tmp_path, "seed: 3\n a b c: d"))
+
+
+@pytest.mark.parametrize("text", ["seed: 2024-99-99", f"seed: {'[' * 5000}", "\xff"])
+def test_what_trips_the_parser_is_an_error_in_words(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["optim.batchsize=8"], "--set optim.batchsize"),
+        (["optim={batchsize: 8}"], "--set optim.batchsize"),
+        (["optim.base_lr=fast"], "--set optim.base_lr"),
+        (["optim.batch_size=0"], "--set optim.batch_size"),
+        (["data=3"], "--set data"),
+        (["recipe=mine"], "--set recipe"),
+        (["seed=-1"], "--set seed"),
+        # It is the file's warmup_epochs that is now too much.
+        (["optim.epochs=5"], "{file} and --set"),
+        (["data.threads=2", "engine.zero_stage=0", "method.pooling=average"], "--set method.pooling"),
+    ],
+)
+def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path, overrides: list[str], where: str) -> None:
+    path = write(tmp_path, "optim: {warmup_epochs: 10, epochs: 20}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert caught.value.where == where.format(file=path)
+
+
+def test_the_file_is_blamed_for_its_own_mistake_beside_an_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "optim: {batchsize: 8}\nmodle: {}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["optim.batch_size=8"])
+    assert caught.value.where == str(path)
+
+
+def test_places_become_absolute_or_empty() -> None:
+    config = load_config(None, ["data.shards=shards/a", "run.init=mae.pth", "seed=3"])
+    absolute = with_absolute_places(config)
+    assert (absolute.data.shards, absolute.run.init) == (str(Path.cwd() / "shards/a"), str(Path.cwd() / "mae.pth"))
+    assert absolute.run.out == ""
+    assert with_absolute_places(load_config(None, ["data.shards=s3://b/a"])).data.shards == "s3://b/a"
+    assert portable_settings(absolute) == dump_config(load_config(None, ["seed=3"]))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

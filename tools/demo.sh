@@ -5,7 +5,7 @@ set -euo pipefail
 out=${1:?usage: tools/demo.sh DIR}
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 if [ -e "$out" ]; then
-  echo "$out is there already: remove it, or give another directory" >&2
+  echo "$out is there already: \`make clean\` removes demo/, or give another directory" >&2
   exit 1
 fi
 
@@ -28,5 +28,6 @@ cat <<EOF
 The picture:   $out/restored.png  (and its curves: $out/restored-curves.png)
 The encoder:   $out/run/encoder.safetensors  (loads into timm by name)
 The run:       $out/run  (metrics.jsonl, tensorboard/, checkpoints/, config.yaml)
-Next:          your own radiographs: see "From MIMIC-CXR to an encoder" in README.md
+Next:          source .venv/bin/activate, and mrm-stream is at hand
+               your own radiographs: see "From MIMIC-CXR to an encoder" in README.md
 EOF

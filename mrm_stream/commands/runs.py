@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, FILE, start
+from mrm_stream.commands.common import DIRECTORY, FILE, counted, start
+
+if TYPE_CHECKING:
+    from mrm_stream.storage import Place
 
 
 @click.command()
@@ -32,12 +36,12 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
 @click.command()
 @click.option("--run", type=DIRECTORY, required=True, help="Directory of a run; its newest checkpoint is used.")
 @click.option("--out", type=FILE, required=True, help="PNG to write; the run's curves go beside it, as *-curves.png.")
-@click.option("--shards", type=DIRECTORY, help="Packed data set.  [default: the run's own]")
+@click.option("--shards", type=PLACE, help="Packed data set.  [default: the run's own]")
 @click.option("--split", type=click.Choice(["train", "validate", "test"]), help="[default: validate, else train]")
 @click.option(
     "-n", "count", type=click.IntRange(min=1, max=64), default=4, show_default=True, help="Samples to restore."
 )
-def reconstruct(run: Path, out: Path, shards: Path | None, split: str | None, count: int) -> None:
+def reconstruct(run: Path, out: Path, shards: Place | None, split: str | None, count: int) -> None:
     """Draw what a run restores: masked radiograph, restoration, truth, and the report's hidden words.
 
     The picture shows radiographs and reports: treat it as you treat the data set.
@@ -46,7 +50,7 @@ def reconstruct(run: Path, out: Path, shards: Path | None, split: str | None, co
     mrm-stream reconstruct --run runs/first --out restored.png
     """
     from mrm_stream.visual.figures import check_place, curves_figure, restoration_figure, save_figure
-    from mrm_stream.visual.restorations import restore_samples
+    from mrm_stream.visual.restorations import counted_words, restore_samples
 
     start()
     check_place(out)
@@ -54,9 +58,9 @@ def reconstruct(run: Path, out: Path, shards: Path | None, split: str | None, co
     curves = out.with_name(f"{out.stem}-curves.png")
     save_figure(curves_figure(run), curves)
     save_figure(restoration_figure(samples), out)
-    hidden = [word for sample in samples for word in sample.words if word.restored is not None]
-    right = sum(word.restored == word.truth for word in hidden)
-    click.echo(f"{out}: {len(samples)} radiographs; {right} of {len(hidden)} hidden words restored rightly")
+    right, hidden = counted_words(samples)
+    drawn = f"{counted(len(samples), 'radiograph')} of the split {samples[0].split}"
+    click.echo(f"{out}: {drawn}; {right} of {hidden} hidden words restored rightly")
     click.echo(f"{curves}: the run's losses")
 
 
@@ -79,14 +83,14 @@ def export(run: Path, out: Path, form: str) -> None:
     \b
     mrm-stream export --run runs/first --out first.pth --as reference
     """
-    from mrm_stream.config_file import dump_config
+    from mrm_stream.config_file import portable_settings
     from mrm_stream.model.weights import export_encoder, save_reference
     from mrm_stream.training.loop import load_run
 
     start()
     config, checkpoint, model = load_run(run)
     if form == "encoder":
-        export_encoder(model, out, {"config": dump_config(config)})
+        export_encoder(model, out, {"config": portable_settings(config)})
     else:
         save_reference(model, out)
     click.echo(f"{out}: the {form} of step {checkpoint.state['step']}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mrm_stream.errors import DamagedSamplesError
 
-MAX_PIXELS = 2**26
+MAX_PIXELS = 80_000_000
 """Four times the largest radiograph seen (4,280 x 3,520); a header of a few bytes may claim 65,535 x 65,535."""
 
 _MAX_SEGMENTS = 64

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mrm_stream.errors import CheckpointError
+from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.publish import publish_bytes
 
@@ -121,7 +121,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def save_reference(model: MaskedRecordModel, path: Path) -> None:
-    """Publish all of the model under the reference's names: safetensors, or, for .pth, as the reference code does."""
+    """Publish all of the model under the reference's names: safetensors, or, for .pth, as the reference code does.
+
+    Raises:
+        MrmStreamError: The name ends otherwise than in .safetensors, .pth or .pt.
+        StorageError: The file cannot be written.
+    """
+    _check_suffix(path, "the reference's form", (".pth", ".pt", ".safetensors"))
     tensors = to_reference(model)
     if path.suffix == ".safetensors":
         publish_bytes(path, safetensors.torch.save(tensors))
@@ -159,7 +165,12 @@ def export_encoder(model: MaskedRecordModel, path: Path, metadata: Mapping[str, 
         model: Whose encoder is wanted.
         path: Of the file.
         metadata: Written into the file beside format, architecture and normalisation; `config`, say.
+
+    Raises:
+        MrmStreamError: The name does not end in .safetensors.
+        StorageError: The file cannot be written.
     """
+    _check_suffix(path, "an encoder", (".safetensors",))
     state = model.state_dict()
     tensors = {n.removeprefix(_ENCODER): _portable(value) for n, value in state.items() if n.startswith(_ENCODER)}
     encoder = model.sizes.image_encoder
@@ -177,7 +188,25 @@ def export_encoder(model: MaskedRecordModel, path: Path, metadata: Mapping[str, 
         "architecture": json.dumps(architecture),
         "normalisation": json.dumps(normalisation),
     }
-    publish_bytes(path, safetensors.torch.save(tensors, {**metadata, **own}))
+    publish_bytes(path, _ordered(safetensors.torch.save(tensors, {**metadata, **own})))
+
+
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in alphabetical order, which is otherwise another each time."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _check_suffix(path: Path, form: str, suffixes: tuple[str, ...]) -> None:
+    # Readers go by the name: safetensors under another is taken for a pickle, and found damaged.
+    if path.suffix not in suffixes:
+        raise MrmStreamError(
+            f"is no name for {form}", where=path, remedy=f"Give one that ends in {' or '.join(suffixes)}."
+        )
 
 
 def _portable(value: Tensor) -> Tensor:

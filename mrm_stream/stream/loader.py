@@ -11,6 +11,8 @@ import numpy as np
 
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, TrainingError
 from mrm_stream.records import Sample
+from mrm_stream.stream.joined import JoinedSets
+from mrm_stream.stream.mixture import Mixture
 from mrm_stream.stream.order import EPOCHS, Order, rank_slice
 from mrm_stream.stream.prefetch import Prefetcher
 from mrm_stream.stream.reader import ShardSet
@@ -19,6 +21,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+_WINDOWS_AHEAD = 2
+"""Windows of shards that are fetched before they are read, the current one among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Loader(Iterator[T]):
     around. So what a step is made of depends on which samples are bad, not on when or by which rank that was found.
 
     Args:
-        shards: The split to read.
+        shards: The split to read, or several sets' together.
         transform: Turns this rank's draws, in order, into a batch. Called in the thread, and again with other draws
             if it raises `DamagedSamplesError`; any other error of its own is raised by `next()`.
         seed: Of the run.
@@ -50,7 +54,7 @@ class Loader(Iterator[T]):
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: ShardSet | JoinedSets,
         transform: Callable[[Sequence[Draw]], T],
         *,
         seed: int,
@@ -64,7 +68,7 @@ class Loader(Iterator[T]):
         self._identity = {"seed": seed, "window": window, "fingerprint": shards.fingerprint}
         self._prefetch = prefetch
         self._batches = _Batches(
-            shards, Order(shards.shard_sizes, seed, window), transform, batch_size, rank, world, max_bad_samples
+            shards, shards.order(seed, window), transform, batch_size, rank, world, max_bad_samples
         )
         self._prefetcher: Prefetcher[_Made[T]] | None = None
         self._closed = False
@@ -173,8 +177,8 @@ class _Batches(Generic[T]):
 
     def __init__(
         self,
-        shards: ShardSet,
-        order: Order,
+        shards: ShardSet | JoinedSets,
+        order: Order | Mixture,
         transform: Callable[[Sequence[Draw]], T],
         batch_size: int,
         rank: int,
@@ -189,16 +193,33 @@ class _Batches(Generic[T]):
         self._batch_size = batch_size
         self._slice = rank_slice(batch_size, rank, world)
         self._max_bad_samples = max_bad_samples
+        self._expected: list[list[int]] = []
 
     def following(self, position: int) -> Iterator[_Made[T]]:
         """Yield this rank's batches from a global position on."""
         while True:
+            if self._shards.is_cached:
+                self._expect(position)
             positions = np.arange(position + self._slice.start, position + self._slice.stop)
             epochs, indexes = self.order.indexes(positions)
             pairs = zip(indexes.tolist(), epochs.tolist(), strict=True)
             batch = self._transformed([Draw(self._good_sample(index), epoch) for index, epoch in pairs])
             position += self._batch_size
             yield _Made(batch, position, len(self.bad))
+
+    def _expect(self, position: int) -> None:
+        """Have the shards of the coming step fetched, and those of at least one window after it."""
+        windows: list[list[int]] = []
+        covered = 0
+        for window in self.order.shards_from(position):
+            # The first window may be all but used up.
+            covered += sum(self._shards.shard_sizes[shard] for shard in window) if windows else 0
+            windows.append(window)
+            if covered >= self._batch_size and len(windows) >= _WINDOWS_AHEAD:
+                break
+        if windows != self._expected:
+            self._expected = windows
+            self._shards.expect(windows)
 
     def _transformed(self, draws: list[Draw]) -> T:
         while True:

@@ -21,7 +21,8 @@ from mrm_stream.packing.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, ind
 from mrm_stream.publish import sha256_of
 from mrm_stream.records import Sample
 from mrm_stream.storage import Place, read_whole
-from mrm_stream.stream.cache import ShardCache
+from mrm_stream.stream.cache import CacheCounts, ShardCache
+from mrm_stream.stream.order import Order
 
 T = TypeVar("T")
 
@@ -130,6 +131,19 @@ class ShardSet:
                 remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
             )
         return path
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether shards are fetched before they are read."""
+        return self.cache is not None
+
+    def order(self, seed: int, window: int) -> Order:
+        """Return the order in which a run reads the samples."""
+        return Order(self.shard_sizes, seed, window)
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what the cache has done; nothing, where there is none."""
+        return self.cache.counts if self.cache is not None else CacheCounts()
 
     def expect(self, windows: Sequence[Sequence[int]]) -> None:
         """Say which shards will be read next, window by window; those of other windows are let go.

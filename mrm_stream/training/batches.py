@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class BatchMaker:
     ) -> None:
         self._data, self._method = data, method
         self._patches, self._seed, self._device = patches, seed, device
+        self.seconds_decoding, self.bytes_decoded = 0.0, 0
+        """So far: time and JPEG bytes of what became batches."""
         self._is_continuation_V = continuation_table(load_tokenizer(tokenizer))
         self._decoder = make_decoder(data.backend, size=data.hr_size, threads=data.threads, device=device)
 
@@ -83,7 +86,10 @@ class BatchMaker:
     def _batch(
         self, draws: Sequence[Draw], epochs_B: NDArray[np.int64], indexes_B: NDArray[np.int64], crops: Crops
     ) -> Batch:
+        started = time.perf_counter()
         image_BCHW = self._decoder.decode([draw.sample.jpeg for draw in draws], crops)
+        self.seconds_decoding += time.perf_counter() - started
+        self.bytes_decoded += sum(len(draw.sample.jpeg) for draw in draws)
         image_lr_BCHW, image_hr_BCHW = make_lr_hr_pair(
             normalise(image_BCHW, self._data.mean, self._data.std),
             lr_size=self._data.lr_size,

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mrm_stream.errors import CheckpointError
-from mrm_stream.publish import sha256_of, sync_folder
+from mrm_stream.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha256_of, sync_folder
 
 FORMAT, VERSION = "mrm-stream-checkpoint", 1
 _MODEL, _MOMENTS, _STATE = "model.safetensors", "moments.safetensors", "state.json"
@@ -69,16 +69,17 @@ def save_checkpoint(
     final = folder / f"step-{state['step']:08d}"
     temporary = folder / f".{final.name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         for left in folder.glob(".step-*.tmp"):  # Of a run that was killed while it saved.
             shutil.rmtree(left)
-        temporary.mkdir()
+        temporary.mkdir(FOLDER_MODE)
         for name, tensors in ((_MODEL, weights), (_MOMENTS, moments)):
             save_file(dict(tensors), temporary / name)
         sums = {name: sha256_of(temporary / name) for name in (_MODEL, _MOMENTS)}
         content = {"format": FORMAT, "version": VERSION, **state, "sha256": sums}
         (temporary / _STATE).write_text(json.dumps(content, indent=1))
         for path in temporary.iterdir():
+            path.chmod(FILE_MODE)
             _sync_file(path)
         sync_folder(temporary)
         # Of this step or later ones, while the run was continued from an earlier one: they were found damaged.

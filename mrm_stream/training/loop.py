@@ -14,18 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from mrm_stream.config import Config
-from mrm_stream.config_file import dump_config, load_config
+from mrm_stream.config_file import load_config, portable_settings
 from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.weights import export_encoder, initialise
 from mrm_stream.publish import publish_bytes
 from mrm_stream.records import Batch
 from mrm_stream.runtime import Runtime, stop_on_signal
+from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Loader
+from mrm_stream.stream.opening import open_data
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.batches import BatchMaker
 from mrm_stream.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, save_checkpoint
 from mrm_stream.training.engine import Engine, batch_sizes
+from mrm_stream.training.flow import Flow
+from mrm_stream.training.launched import bound_to_launcher
 from mrm_stream.training.metrics import MetricsLog, Window
 from mrm_stream.training.ranks import Ranks
 from mrm_stream.training.run_directory import COMPLETE, CONFIG, ENCODER, check_places, prepare_run
@@ -44,7 +48,7 @@ def make_model(config: Config, vocabulary: int) -> MaskedRecordModel:
     return MaskedRecordModel(config.model, config.method, config.data, vocabulary=vocabulary)
 
 
-def make_batches(config: Config, shards: ShardSet, device: torch.device) -> BatchMaker:
+def make_batches(config: Config, shards: ShardSet | JoinedSets, device: torch.device) -> BatchMaker:
     """Return the transform from a data set's samples to a model's batches.
 
     Raises:
@@ -124,16 +128,17 @@ class Pretraining:
         check_places(config)
         batch_sizes(config.optim, runtime.world)  # Refused now, before anything slow.
         self.ranks = Ranks(runtime)
-        self.shards = ShardSet.open(Path(config.data.shards), config.data.split)
+        self.shards = open_data(config.data)
         self.steps = total_steps(len(self.shards), config.optim)
-        checkpoint = self._newest()
+        # Before the directory is made: settings that do not fit each other leave none behind.
         model = make_model(config, self.shards.reports.vocabulary)
+        self.batches = make_batches(config, self.shards, runtime.device)
+        checkpoint = self._newest()
         if checkpoint is not None:
             load_weights(model, checkpoint.weights(), checkpoint.directory)
         elif config.run.init:
             initialise(model, Path(config.run.init))
         self.engine = Engine(model, config, runtime)
-        self.batches = make_batches(config, self.shards, runtime.device)
         self.loader: Loader[Batch] = Loader(
             self.shards,
             self.batches,
@@ -146,6 +151,7 @@ class Pretraining:
             max_bad_samples=config.data.max_bad_samples,
         )
         self.window = Window()
+        self._flow = Flow(self.batches, self.shards)
         self.step, self.rate = 0, 0.0
         if checkpoint is not None:
             self._take_up(checkpoint)
@@ -171,18 +177,25 @@ class Pretraining:
         Raises:
             TrainingError: The loss is no longer a finite number, or too many samples or steps had to be left out.
         """
+        assert self.step > self._clocked, "nothing was trained since the last report"
         now, waited = time.perf_counter(), self.loader.seconds_waited
         losses = self.window.finite_means(self.step)
         self.window.clear()
         elapsed = now - self._clock
         samples_per_s = (self.step - self._clocked) * self.config.optim.batch_size / elapsed
         bad = len({index for found in self.ranks.gather(self.loader.bad_samples) for index in found})
+        flows = self.ranks.gather(self._flow.since_last())
+        total = {name: sum(flow[name] for flow in flows) for name in flows[0]}
         values = {
             "epoch": self.epoch,
             **losses,
             "learning_rate": self.rate,
             "samples_per_s": samples_per_s,
             "waiting_share": (waited - self._waited) / elapsed,
+            # Of one rank's time in the loader's thread; beside the step, as long as it is below 1.
+            "decoding_share": total["seconds_decoding"] / len(flows) / elapsed,
+            "mb_per_s": total["bytes_decoded"] / 1e6 / elapsed,
+            **{name: total[name] for name in total if name.startswith("cache_")},
             "bad_samples": bad,
             "skipped_steps": self.engine.skipped_steps,
         }
@@ -236,7 +249,7 @@ class Pretraining:
         # A model of its own: under ZeRO-3 the trained one is spread over the ranks.
         model = make_model(self.config, self.shards.reports.vocabulary)
         load_weights(model, weights, self.out)
-        export_encoder(model, self.out / ENCODER, {"config": dump_config(self.config)})
+        export_encoder(model, self.out / ENCODER, {"config": portable_settings(self.config)})
         publish_bytes(self.out / COMPLETE, json.dumps({"step": self.step, "encoder": ENCODER}).encode() + b"\n")
         log.info("complete: the encoder is %s", self.out / ENCODER)
 
@@ -244,6 +257,7 @@ class Pretraining:
         """Stop the threads and close the files."""
         self.loader.close()
         self.batches.close()
+        self.shards.close()
         if self.metrics is not None:
             self.metrics.close()
 
@@ -262,7 +276,7 @@ class Pretraining:
             raise TrainingError(
                 f"{bad} damaged samples were replaced, more than data.max_bad_samples allows",
                 where=self.shards.directory,
-                remedy="Pack the set again, or raise data.max_bad_samples.",
+                remedy="Mend the set (`mrm-stream repair DIR --root SOURCE`), or raise data.max_bad_samples.",
             )
         if self.engine.skipped_steps > MAX_SKIPPED_STEPS:
             raise TrainingError(
@@ -289,27 +303,25 @@ def pretrain(config: Config, runtime: Runtime) -> bool:
     Raises:
         MrmStreamError: What the user must mend; checkpoints saved so far are whole.
     """
-    with stop_on_signal() as stop:
+    with bound_to_launcher(), stop_on_signal() as stop:
         run = Pretraining(config, runtime)
         try:
             log.info("%d samples, %d steps on %d rank(s)", len(run.shards), run.steps, runtime.world)
-            started_at, saved_at, stopping, weights = run.step, -1, False, {}
+            # Every step may have been taken before, and only the encoder be missing.
+            weights = run.engine.full_weights() if run.step == run.steps else {}
+            stopping = False
             while run.step < run.steps and not stopping:
                 run.train_step()
-                if run.step % config.run.log_every == 0:
+                at_the_end = run.step == run.steps
+                # Before it is saved: a run that is killed after its last checkpoint has then logged all of it.
+                if run.step % config.run.log_every == 0 or at_the_end:
                     run.report()
                 stopping = run.ranks.any(bool(stop))
-                if run.step % config.run.save_every == 0 or stopping:
-                    weights, saved_at = run.save(), run.step
-            if run.window.steps and not stopping:
-                run.report()
+                if run.step % config.run.save_every == 0 or at_the_end or stopping:
+                    weights = run.save()
             if run.step < run.steps:
                 log.warning("stopped at step %d of %d; start it again to continue", run.step, run.steps)
                 return False
-            if run.step == started_at:  # Every step was taken before; perhaps the encoder was not exported.
-                weights = run.engine.full_weights()
-            elif saved_at != run.step:
-                weights = run.save()
             run.ranks.first(lambda: run.finish(weights))
             return True
         finally:

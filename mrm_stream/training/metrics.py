@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrm_stream.errors import TrainingError
-from mrm_stream.publish import publish_bytes
+from mrm_stream.publish import FILE_MODE, make_private_folder, publish_bytes
 
 METRICS = "metrics.jsonl"
 
@@ -85,14 +85,18 @@ class MetricsLog:
     """`metrics.jsonl` and TensorBoard's files below a run's directory."""
 
     def __init__(self, directory: Path, *, resumed_at: int) -> None:
-        """Open both; what a killed run logged after the checkpoint it is resumed from is dropped."""
+        """Open both; what a killed run logged after the step it goes on from, 0 included, is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         path = directory / METRICS
         kept = [line for line in read_metrics(directory) if line["step"] <= resumed_at]
         publish_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+        board = directory / "tensorboard"
+        make_private_folder(board)
+        self._board = SummaryWriter(str(board), purge_step=resumed_at + 1)
+        for written in board.iterdir():
+            written.chmod(FILE_MODE)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one line and its points."""

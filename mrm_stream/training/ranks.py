@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class FirstRankFailedError(MrmStreamError):
-    """The first rank has met an error, and says so itself; the others end without repeating it."""
+    """The first rank, or the launcher, tells the error itself; the others end without repeating it."""
 
 
 class Ranks:

@@ -96,7 +96,7 @@ def _layout(words: Sequence[Word], size: int) -> list[tuple[float, int, str, tup
 
 
 def curves_figure(run: Path) -> Image.Image:
-    """Return a picture of a run's losses over epochs.
+    """Return a picture of a run's losses over epochs; two that are the same all along are drawn once.
 
     Raises:
         MrmStreamError: The run has logged nothing yet.
@@ -107,6 +107,10 @@ def curves_figure(run: Path) -> Image.Image:
     if not lines:
         raise MrmStreamError("has logged nothing yet", where=run, remedy="Wait until the run has logged some steps.")
     names = [name for name in ("image_loss", "report_loss", "report_loss_masked") if name in lines[0]]
+    if names[-2:] == ["report_loss", "report_loss_masked"] and all(
+        line[names[-1]] == line[names[-2]] for line in lines
+    ):
+        names.pop(-2)  # The loss is over hidden words alone: the name of the other says so.
     figure = Figure(figsize=(4 * len(names), 3), dpi=110, layout="constrained")
     epochs = [line["epoch"] for line in lines]
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mrm_stream.config import DataConfig
 from mrm_stream.errors import CheckpointError, ConfigError, ShardError
+from mrm_stream.packing.manifest import read_manifest
 from mrm_stream.packing.tokenizer import CLS, PAD, load_tokenizer, token_strings
+from mrm_stream.storage import Place, place_of
 from mrm_stream.stream.loader import Draw
+from mrm_stream.stream.opening import open_set
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.loop import load_run, make_batches
 
@@ -24,6 +28,11 @@ class Word:
     truth: str
     restored: str | None
     """What the model put in its place; None where the word was visible."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether this was a hidden word, not a full stop or a comma, which are restored easily."""
+        return self.restored is not None and any(character.isalnum() for character in self.truth)
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,11 @@ class RestoredSample:
     """Hidden patches as the model restored them, visible ones as they were."""
     truth_HW: NDArray[np.uint8]
     words: list[Word]
+    split: str
+    """The part of the data set that it was drawn from."""
 
 
-def restore_samples(run: Path, shards: Path | None, split: str | None, count: int) -> list[RestoredSample]:
+def restore_samples(run: Path, shards: Place | None, split: str | None, count: int) -> list[RestoredSample]:
     """Mask some samples as in training, without augmentation, and restore them with a run's newest checkpoint.
 
     Args:
@@ -51,12 +62,19 @@ def restore_samples(run: Path, shards: Path | None, split: str | None, count: in
     Raises:
         CheckpointError: The run has no checkpoint, or it does not fit the data set's tokenizer.
         ConfigError: There is no run here, or it has no image decoder or no report decoder.
-        ShardError: The data set cannot be read.
+        ShardError: The data set cannot be read, or is no longer where the run found it.
     """
     config, checkpoint, model = load_run(run)
     if not config.method.image_loss_weight or not config.method.report_loss_weight:
         raise ConfigError("the run restores only one of image and report", where=run, remedy="Take a run of both.")
-    opened = _open(shards or Path(config.data.shards), split)
+    place = shards if shards is not None else place_of(config.data.shards)
+    if shards is None and not place.is_dir():
+        raise ShardError(
+            "the data set that the run was trained on is not here",
+            where=config.data.shards,
+            remedy="Say where it is now: --shards DIR.",
+        )
+    opened = _open(place, split, config.data)
     if opened.reports.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
         raise CheckpointError(
             f"was trained with another tokenizer than that of {opened.directory}",
@@ -93,9 +111,16 @@ def restore_samples(run: Path, shards: Path | None, split: str | None, count: in
                     token_strings(tokenizer, restored_ids_BL[number][is_word_BL[number]].tolist()),
                     is_masked_BL[number][is_word_BL[number]].tolist(),
                 ),
+                split=opened.split,
             )
         )
     return samples
+
+
+def counted_words(samples: Sequence[RestoredSample]) -> tuple[int, int]:
+    """Return how many hidden words were restored rightly, and how many were hidden; punctuation is no word."""
+    counted = [word for sample in samples for word in sample.words if word.is_counted]
+    return sum(word.restored == word.truth for word in counted), len(counted)
 
 
 def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence[bool]) -> list[Word]:
@@ -127,13 +152,11 @@ def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence
     ]
 
 
-def _open(directory: Path, split: str | None) -> ShardSet:
-    if split is not None:
-        return ShardSet.open(directory, split)
-    try:
-        return ShardSet.open(directory, "validate")
-    except ShardError:
-        return ShardSet.open(directory, "train")
+def _open(directory: Place, split: str | None, data: DataConfig) -> ShardSet:
+    if split is None:
+        # Only where there are no others: what is damaged must not turn into samples that training knows.
+        split = "validate" if read_manifest(directory).samples("validate") else "train"
+    return open_set(directory, split, data)
 
 
 def _to_uint8(image_HW: torch.Tensor) -> NDArray[np.uint8]:

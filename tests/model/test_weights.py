@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer, vit_base_patch16_2
 from torch import Tensor
 
 from mrm_stream.config import DataConfig, MethodConfig, ModelConfig
-from mrm_stream.errors import CheckpointError
+from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.weights import (
     export_encoder,
@@ -293,6 +293,31 @@ def test_exported_encoder_gives_timm_the_same_features(make_model: Maker, batch:
     torch.testing.assert_close(ours_BVD[:, 1:].mean(dim=1), theirs_BVD[:, 1:].mean(dim=1), rtol=1e-5, atol=1e-5)
     backwards_BVD = model.image_encoder(batch.image_lr_BCHW, every_BN.flip(1))
     torch.testing.assert_close(backwards_BVD[:, 1:].flip(1), ours_BVD[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_encoders_are_equal_files(make_model: Maker, tmp_path: Path) -> None:
+    model, paths = make_model(), [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for path in paths:
+        export_encoder(model, path, {"config": "a: µ", "step": "7", "of": "b"})
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], "pt") as file:
+        assert file.metadata()["config"] == "a: µ"
+        assert all(torch.equal(file.get_tensor(n), v) for n, v in model.image_encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder.pt", "encoder"])
+def test_an_encoder_is_not_written_under_a_name_that_promises_something_else(
+    make_model: Maker, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(MrmStreamError, match=r"is no name for an encoder\n  Give one that ends in .safetensors"):
+        export_encoder(make_model(), tmp_path / name, {})
+    assert not (tmp_path / name).exists()
+
+
+def test_nor_is_the_references_form(make_model: Maker, tmp_path: Path) -> None:
+    with pytest.raises(MrmStreamError, match=r"ends in .pth or .pt or .safetensors"):
+        save_reference(make_model(), tmp_path / "model.bin")
+    assert not (tmp_path / "model.bin").exists()
 
 
 def test_export_holds_the_encoder_alone_and_says_what_it_is(make_model: Maker, tmp_path: Path) -> None:

@@ -34,11 +34,23 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 def torchrun_command(arguments: list[str], *, ranks: int) -> list[str]:
     """A command below torchrun, which starts faster than DeepSpeed's launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+    return [*launcher, f"--master_port={free_port()}", *arguments]
+
+
+def deepspeed(arguments: list[str], *, ranks: int) -> subprocess.CompletedProcess[str]:
+    """Run a command below DeepSpeed's launcher, to its end."""
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), f"--num_gpus={ranks}"]
+    command = [*launcher, f"--master_port={free_port()}", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+
+
+def free_port() -> int:
+    """A port that nothing listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
-    return [*launcher, *arguments]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def torchrun(arguments: list[str], *, ranks: int) -> subprocess.CompletedProcess[str]:

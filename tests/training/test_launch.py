@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from mrm_stream.training.launched import ERROR_FILE, error_left
 from tests.training.runs import ENVIRONMENT, STEPS, Run
 
 
@@ -19,20 +22,83 @@ def command(run: Run, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "mrm_stream.cli", "train", *place, *settings]
 
 
-def test_a_request_to_stop_reaches_the_ranks_and_the_same_command_continues(run: Run) -> None:
-    process = subprocess.Popen(command(run, "run.save_every=1000"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not run.metrics():
-        assert process.poll() is None
+def launch(run: Run, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(run, *overrides), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def wait_until(what: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def processes_of(run: Run) -> set[int]:
+    """Every process that has the run's directory on its command line."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(run.out).encode() in words:
+            found.add(int(path.parent.name))
+    return found
+
+
+def test_ranks_do_not_outlive_a_launcher_that_is_killed(run: Run) -> None:
+    process = subprocess.Popen(command(run, "optim.epochs=4000"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: bool(run.metrics()), 240)
+    assert len(processes_of(run)) == 4  # The launcher, torchrun, two ranks.
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes_of(run), 20)
+    # A stopped run that has saved nothing may have other settings; nothing keeps the directory from it.
+    result = launch(run)
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_can_be_told_at_once_is_told_in_two_lines_and_leaves_nothing_behind(run: Run) -> None:
+    result = launch(run, "method.mask_ratio=0.999")
+    assert result.returncode == 1
+    assert result.stderr == "Error: method.mask_ratio: hides all of the 16 patches\n  Choose a smaller one.\n"
+    assert not run.out.exists()
+
+
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, time\nos.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(60)\n")
+    launcher = [sys.executable, "-m", "mrm_stream.training.torchrun", "--standalone", "--nproc_per_node=2"]
+    environment = {**ENVIRONMENT, ERROR_FILE: str(tmp_path / "error.json")}
+    with subprocess.Popen([*launcher, str(script)], env=environment, stdin=-1, stderr=-1, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(timeout=120) == 1
+    assert "Traceback" not in said
+    assert "exitcode" not in said  # Of torchrun's own table.
+    error = error_left(tmp_path / "error.json")
+    assert error is not None
+    assert "rank 1 was ended by SIGKILL" in str(error)
+
+
+def test_a_request_to_stop_reaches_the_ranks_and_the_same_command_continues(run: Run) -> None:
+    process = subprocess.Popen(command(run, "run.save_every=1000"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bool(run.metrics()), 240)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "the run was asked to stop" in said
+    assert "Traceback" not in said
     assert len(list((run.out / "checkpoints").glob("step-*"))) == 1
 
-    result = subprocess.run(command(run), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    changed = launch(run, "optim.base_lr=0.2")
+    assert changed.returncode == 1
+    assert "holds a run with other settings: optim.base_lr was 0.1, is 0.2" in changed.stderr
+    assert len(changed.stderr.splitlines()) == 2
+
+    result = launch(run)
     assert result.returncode == 0, result.stderr
     assert "continuing at step" in result.stderr
     assert str(run.out / "encoder.safetensors") in result.stdout
@@ -43,9 +109,11 @@ def test_a_launch_that_fails_beside_a_complete_run_is_no_success(run: Run) -> No
     run.out.mkdir()
     (run.out / "complete.json").write_text("{}")
     (run.out / "checkpoints" / "step-00000001").mkdir(parents=True)
-    result = subprocess.run(command(run), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    result = launch(run)
     assert result.returncode == 1
-    assert "all checkpoints are damaged" in result.stderr
+    assert result.stderr.count("all checkpoints are damaged") == 1
+    assert result.stderr.count("Error:") == 1
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("missing", ["--shards", "--out"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.runs import STEPS, Run, new_run, torchrun
+from tests.training.runs import STEPS, Run, deepspeed, new_run, torchrun
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -38,6 +39,29 @@ def test_a_run_ends_with_everything_it_promises(alone: Run) -> None:
     first, *_, last = alone.metrics()
     assert last["report_loss"] < 0.95 * first["report_loss"]
     assert last["image_loss"] < first["image_loss"]
+
+
+def test_only_the_owner_can_look_into_a_run(alone: Run) -> None:
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (alone.out, *alone.out.rglob("*")))
+
+
+def test_deepspeed_s_launcher_trains_the_same(alone: Run, run: Run) -> None:
+    result = deepspeed(run.arguments(), ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert run.metrics() == alone.metrics()
+    assert same(weights(run), weights(alone))
+
+
+def test_a_run_that_lacks_its_encoder_alone_exports_it_and_logs_nothing_twice(alone: Run, run: Run) -> None:
+    shutil.copytree(alone.out, run.out)
+    for name in ("complete.json", "encoder.safetensors"):
+        (run.out / name).unlink()
+    result = run.launch()
+    assert result.returncode == 0, result.stderr
+    assert (run.out / "complete.json").exists()
+    # Byte for byte, though the run lies elsewhere: no path of its machine is written into an encoder.
+    assert (run.out / "encoder.safetensors").read_bytes() == (alone.out / "encoder.safetensors").read_bytes()
+    assert run.metrics() == alone.metrics()
 
 
 def test_a_run_that_is_killed_and_continued_is_bit_identical_to_one_left_alone(alone: Run, run: Run) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from mrm_stream.config import Config
 from mrm_stream.config_file import dump_config, load_config
-from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError
+from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, ShardError
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
@@ -16,7 +17,7 @@ from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.checkpoint import save_checkpoint
 from mrm_stream.training.loop import make_model
 from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_place, curves_figure, restoration_figure
-from mrm_stream.visual.restorations import RestoredSample, Word, restore_samples, words_of
+from mrm_stream.visual.restorations import RestoredSample, Word, counted_words, restore_samples, words_of
 
 SETTINGS = """
 data: {hr_size: 64, lr_size: 32, report_length: 40, threads: 1}
@@ -52,6 +53,7 @@ def test_a_run_s_samples_are_masked_and_restored(shards: Path, tmp_path: Path) -
     samples = restore_samples(make_run(tmp_path, shards), None, None, 2)
     assert len(samples) == 2
     assert samples[0].key != samples[1].key
+    assert {sample.split for sample in samples} == {"validate"}
     for sample in samples:
         # 3/4 of the 16 patches of 16 x 16 pixels are hidden; the others are the truth, in both pictures.
         patches = [
@@ -94,6 +96,38 @@ def test_a_run_of_images_alone_is_refused(shards: Path, tmp_path: Path) -> None:
         restore_samples(run, None, None, 1)
 
 
+def test_a_set_without_validation_samples_shows_training_ones(tmp_path: Path) -> None:
+    write_phantom_tree(tmp_path / "tree", 2, size=80, workers=1, progress=None)
+    pack("mimic", tmp_path / "tree", tmp_path / "shards", options=PackOptions(short_side=80, vocabulary=100))
+    samples = restore_samples(make_run(tmp_path, tmp_path / "shards"), None, None, 2)
+    assert {sample.split for sample in samples} == {"train"}
+
+
+def test_damaged_validation_samples_do_not_become_training_ones(shards: Path, tmp_path: Path) -> None:
+    run, damaged = make_run(tmp_path, shards), tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    found = list(damaged.glob("validate-*.tar"))
+    assert found
+    for shard in found:
+        shard.unlink()
+    with pytest.raises(ShardError, match=r"validate-\d+.tar: cannot be read"):
+        restore_samples(run, damaged, None, 1)
+
+
+def test_a_data_set_that_was_moved_can_be_named(shards: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, shards, f"data.shards={tmp_path / 'moved'}")
+    with pytest.raises(ShardError, match="is not here\n  Say where it is now: --shards DIR"):
+        restore_samples(run, None, None, 1)
+    assert len(restore_samples(run, shards, None, 1)) == 1
+
+
+def test_punctuation_is_not_counted_as_words() -> None:
+    flat = np.zeros((64, 64), np.uint8)
+    words = [Word("clear", "clear"), Word(".", "."), Word("___", "___"), Word("2", "3"), Word("lungs", None)]
+    samples = [RestoredSample(key, flat, flat, flat, words, "train") for key in "ab"]
+    assert counted_words(samples) == (2, 4)
+
+
 def test_words_are_put_together_from_their_pieces() -> None:
     tokens = ["no", "pneumo", "##thorax", "##es", ".", "##x"]
     restored = ["a", "pneumo", "##nia", "##s", ":", "y"]
@@ -111,7 +145,7 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 def test_the_figure_shows_the_images_and_marks_the_words(restored: str | None, green: bool, red: bool) -> None:
     masked_HW, restored_HW, truth_HW = (np.full((64, 64), value, np.uint8) for value in (10, 90, 200))
     words = [Word("lungs", None), Word("clear", restored)]
-    sample = RestoredSample("k", masked_HW, restored_HW, truth_HW, words)
+    sample = RestoredSample("k", masked_HW, restored_HW, truth_HW, words, "train")
     picture = np.asarray(restoration_figure([sample]))
     middle = 34 + PANEL // 2
     assert [int(picture[middle, 16 + PANEL // 2 + number * (PANEL + 16), 0]) for number in range(3)] == [10, 90, 200]
@@ -123,7 +157,7 @@ def test_the_figure_shows_the_images_and_marks_the_words(restored: str | None, g
 def test_a_long_report_stays_inside_its_row() -> None:
     flat = np.zeros((64, 64), np.uint8)
     words = [Word("pneumothorax", "effusion")] * 400
-    picture = np.asarray(restoration_figure([RestoredSample("k", flat, flat, flat, words)]))
+    picture = np.asarray(restoration_figure([RestoredSample("k", flat, flat, flat, words, "train")]))
     below = picture[34 + PANEL : 34 + PANEL + 16, 3 * (PANEL + 16) :]
     assert (below == 255).all()
 
@@ -131,9 +165,12 @@ def test_a_long_report_stays_inside_its_row() -> None:
 def test_curves_need_a_log_and_pass_over_half_a_line(tmp_path: Path) -> None:
     with pytest.raises(MrmStreamError, match="has logged nothing yet"):
         curves_figure(tmp_path)
-    line = '{"step": 1, "epoch": 0.5, "image_loss": 1.0, "report_loss": 2.0, "report_loss_masked": 2.0}\n'
+    line = '{"step": 1, "epoch": 0.5, "image_loss": 1.0, "report_loss": 2.0, "report_loss_masked": 2.5}\n'
     (tmp_path / "metrics.jsonl").write_text(line + line[:20])
     assert curves_figure(tmp_path).size == (1320, 330)
+    # Over hidden words alone, as the paper's recipe has it, the two are one.
+    (tmp_path / "metrics.jsonl").write_text(line.replace("2.5", "2.0"))
+    assert curves_figure(tmp_path).size == (880, 330)
 
 
 def test_a_picture_that_is_no_png_or_has_no_place_is_refused(tmp_path: Path) -> None:

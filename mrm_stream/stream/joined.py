@@ -1,0 +1,111 @@
+"""Several packed sets that are trained on together, as if they were one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from mrm_stream.errors import ShardError
+from mrm_stream.packing.manifest import ReportsEntry
+from mrm_stream.records import Sample
+from mrm_stream.storage import Place
+from mrm_stream.stream.cache import CacheCounts
+from mrm_stream.stream.mixture import Mixture
+from mrm_stream.stream.reader import ShardSet
+
+
+class JoinedSets:
+    """The samples of several sets by index, set after set; used like a `ShardSet`.
+
+    Args:
+        sets: With the same tokenizer.
+        shares: Of the samples of a run, one a set; only their proportion counts.
+
+    Raises:
+        ShardError: Two sets have different tokenizers: their token ids mean different words.
+    """
+
+    def __init__(self, sets: Sequence[ShardSet], shares: Sequence[float]) -> None:
+        for other in sets[1:]:
+            if other.reports.tokenizer_sha256 != sets[0].reports.tokenizer_sha256:
+                raise ShardError(
+                    f"has another tokenizer than {sets[0].directory}",
+                    where=other.directory,
+                    remedy=f"Make it the same: mrm-stream tokenize {other.directory} --tokenizer FILE --out DIR.",
+                )
+        self._sets = sets
+        self._shares = shares
+        self._firsts = np.array([0, *accumulate(len(each) for each in sets)])
+        self._first_shards = np.array([0, *accumulate(len(each.shard_sizes) for each in sets)])
+        self.shard_sizes: tuple[int, ...] = tuple(size for each in sets for size in each.shard_sizes)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    @property
+    def directory(self) -> Place:
+        """Of the first set, for messages."""
+        return self._sets[0].directory
+
+    @property
+    def reports(self) -> ReportsEntry:
+        """Tokenizer and vocabulary, which are the same in all."""
+        return self._sets[0].reports
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these sets, in these shares, from any others."""
+        described = [[each.fingerprint for each in self._sets], [float(share) for share in self._shares]]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether any of the sets is read through a cache."""
+        return any(each.is_cached for each in self._sets)
+
+    def order(self, seed: int, window: int) -> Mixture:
+        """Return the order in which a run reads the samples."""
+        return Mixture([each.order(seed, window) for each in self._sets], self._shares, seed)
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at an index over all sets; see `ShardSet.sample`."""
+        number = self._set_of(index)
+        return replace(self._sets[number].sample(index - int(self._firsts[number])), index=index)
+
+    def place(self, index: int) -> str:
+        """Return where a sample lies, for people."""
+        number = self._set_of(index)
+        each = self._sets[number]
+        return f"{each.directory.name}/{each.place(index - int(self._firsts[number]))}"
+
+    def expect(self, windows: Sequence[Sequence[int]]) -> None:
+        """Say which shards will be read next; see `ShardSet.expect`."""
+        for first, end, each in zip(self._first_shards, self._first_shards[1:], self._sets, strict=False):
+            each.expect([[shard - int(first) for shard in window if first <= shard < end] for window in windows])
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what the caches have done, in sum."""
+        counts = [each.cache_counts() for each in self._sets]
+        return CacheCounts(
+            **{name: sum(getattr(each, name) for each in counts) for name in CacheCounts.__dataclass_fields__}
+        )
+
+    def tokenizer_file(self) -> Path:
+        """Return the tokenizer that the token ids are of; see `ShardSet.tokenizer_file`."""
+        return self._sets[0].tokenizer_file()
+
+    def close(self) -> None:
+        """Let go of the caches' shards."""
+        for each in self._sets:
+            each.close()
+
+    def _set_of(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return int(np.searchsorted(self._firsts, index, side="right")) - 1

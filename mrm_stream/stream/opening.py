@@ -1,0 +1,36 @@
+"""What a run's settings call its data -> the samples that it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mrm_stream.config import DataConfig
+from mrm_stream.storage import Place, place_of
+from mrm_stream.stream.joined import JoinedSets
+from mrm_stream.stream.reader import ShardSet
+
+
+def open_data(data: DataConfig) -> ShardSet | JoinedSets:
+    """Return the packed set of a run, or the mixture of several.
+
+    Raises:
+        ShardError: A set is unfinished, damaged or has no such split, or two have different tokenizers.
+        ConfigError: A set lies elsewhere, and there is no cache.
+        StorageError: The storage does not answer, or the cache cannot be made.
+    """
+    places = [data.shards, *data.mixture]
+    sets = [open_set(place_of(place), data.split, data, of=len(places)) for place in places]
+    return sets[0] if len(sets) == 1 else JoinedSets(sets, [1.0, *data.mixture.values()])
+
+
+def open_set(directory: Place, split: str, data: DataConfig, *, of: int = 1) -> ShardSet:
+    """Return a split of one set, read through the run's cache where it has one.
+
+    Args:
+        directory: Of the set.
+        split: Part of it.
+        data: Says where the cache is, and how large.
+        of: Sets that share the cache's room.
+    """
+    cache = (Path(data.cache), round(data.cache_gb * 1e9 / of)) if data.cache else None
+    return ShardSet.open(directory, split, cache)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from mrm_stream.training.metrics import MetricsLog, read_metrics
+
+
+def test_a_run_that_begins_again_leaves_no_point_of_the_one_that_was_killed(tmp_path: Path) -> None:
+    for loss, steps, begun_at in ((9.0, (3, 6, 9), 0), (5.0, (3, 6), 0), (1.0, (6, 9), 3)):
+        log = MetricsLog(tmp_path, resumed_at=begun_at)
+        for step in steps:
+            log.write(step, {"loss": loss})
+        log.close()
+    expected = [(3, 5.0), (6, 1.0), (9, 1.0)]
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == expected
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("loss")] == expected
+
+
+def test_only_the_owner_can_look_into_it(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, resumed_at=0)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    written = list(tmp_path.rglob("*"))
+    assert any("tfevents" in path.name for path in written)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in written)
