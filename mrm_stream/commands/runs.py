@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, FILE, counted, start
+from mrm_stream.commands.common import DIRECTORY, FILE, PLACE, counted, start
 
 if TYPE_CHECKING:
     from mrm_stream.storage import Place
