@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from tokenizers import Tokenizer
 
@@ -18,11 +21,15 @@ from mrm_stream.packing.plan import SetPlan
 from mrm_stream.packing.sections import select_sections
 from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
 from mrm_stream.packing.worker import reason_of
+from mrm_stream.progress import SECONDS_BETWEEN_LINES
 from mrm_stream.publish import publish_bytes, sha256_of
+from mrm_stream.records import Record
 from mrm_stream.sources.reading import read_report
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, is_remote
 
 _NOTE = "reports"
+_REQUESTS, _AHEAD = 32, 4096
+"""Reports fetched at a time from a remote root, and those asked for before the first is used: each takes some 30 ms."""
 
 _logger = logging.getLogger(__name__)
 
@@ -106,12 +113,44 @@ def publish_files(journal: Journal, plan: SetPlan, given: Place | None) -> Repor
 
 
 def _training_reports(plan: SetPlan, reasons: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield study and report of the training split, in the shards' order; count those that cannot be read."""
-    for shard in plan.shards:
-        for record in shard.records:
-            if record.split != "train":
-                continue
-            try:
-                yield record.study, read_report(plan.root, record)
-            except RecordError as error:
-                reasons[reason_of(error)] += 1
+    """Yield study and report of the training split, in the shards' order; count those that cannot be read.
+
+    A report that several images share is read, and learnt from, once.
+    """
+    records = _one_a_report(record for shard in plan.shards for record in shard.records if record.split == "train")
+    total = len(records)
+    told = time.monotonic()
+    for number, (record, report) in enumerate(_read(plan.root, records), start=1):
+        if isinstance(report, RecordError):
+            reasons[reason_of(report)] += 1
+        else:
+            yield record.study, report
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            _logger.info("reading reports: %d/%d", number, total)
+
+
+def _one_a_report(records: Iterable[Record]) -> list[Record]:
+    """Return the first record of each report; a report that the listing itself holds is its record's own."""
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.report_path or record.key, record)
+    return list(first.values())
+
+
+def _read(root: Place, records: Sequence[Record]) -> Iterator[tuple[Record, str | RecordError]]:
+    if not is_remote(root):
+        for record in records:
+            yield record, _report_or_error(root, record)
+        return
+    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="fetch") as pool:
+        for start in range(0, len(records), _AHEAD):
+            some = records[start : start + _AHEAD]
+            yield from zip(some, pool.map(partial(_report_or_error, root), some), strict=True)
+
+
+def _report_or_error(root: Place, record: Record) -> str | RecordError:
+    try:
+        return read_report(root, record)
+    except RecordError as error:
+        return error

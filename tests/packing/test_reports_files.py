@@ -1,0 +1,58 @@
+"""What a set's tokenizer and dictionary are learnt from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mrm_stream.packing import reports_files
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.plan import SetPlan, ShardPlan
+from mrm_stream.packing.reports_files import learn_files
+from mrm_stream.records import Record
+from mrm_stream.storage import Place, place_of
+
+
+def plan_of(root: Place) -> SetPlan:
+    """Three images of two studies, and one of the test split."""
+    records = (
+        Record("a", "a.jpg", report_path="1.txt", study="1"),
+        Record("b", "b.jpg", report_path="1.txt", study="1"),
+        Record("c", "c.jpg", report_path="2.txt", study="2"),
+        Record("d", "d.jpg", report_path="3.txt", study="3", split="test"),
+    )
+    return SetPlan(
+        "made-up", root, PackOptions(vocabulary=200), False, True, False, (ShardPlan("train-00000", records),)
+    )
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_report_that_images_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
+    root: Place = place_of("memory://reports-files") if remote else tmp_path
+    for name, text in (("1.txt", "clear lungs clear"), ("2.txt", "effusion effusion"), ("3.txt", "nodule nodule")):
+        (root / name).write_bytes(text.encode())
+    read: Counter[str] = Counter()
+
+    def counted(root: Place, record: Record) -> str:
+        read[record.report_path or ""] += 1
+        return original(root, record)
+
+    original = reports_files.read_report
+    monkeypatch.setattr(reports_files, "read_report", counted)
+    vocabulary = learn_files(plan_of(root), None).tokenizer.get_vocab()
+    assert read == {"1.txt": 1, "2.txt": 1}
+    assert "effusion" in vocabulary
+    assert "nodule" not in vocabulary
+
+
+def test_a_long_reading_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("1.txt", "2.txt"):
+        (tmp_path / name).write_text("clear lungs clear")
+    monkeypatch.setattr(reports_files, "SECONDS_BETWEEN_LINES", -1)
+    with caplog.at_level("INFO"):
+        learn_files(plan_of(tmp_path), None)
+    assert "reading reports: 2/2" in caplog.text

@@ -1,0 +1,80 @@
+"""A mixture of sets through the loader: shares, identity, one tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mrm_stream.errors import CheckpointError, ShardError
+from mrm_stream.stream.joined import JoinedSets
+from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.reader import ShardSet
+from tests.stream.conftest import MakeSet
+
+
+def keys(draws: Sequence[Draw]) -> list[tuple[str, int]]:
+    return [(draw.sample.key, draw.sample.index) for draw in draws]
+
+
+def loader(sets: JoinedSets, **more: int) -> Loader[list[tuple[str, int]]]:
+    return Loader(sets, keys, seed=3, batch_size=8, window=2, prefetch=1, max_bad_samples=5, **more)
+
+
+@pytest.fixture
+def roots(make_set: MakeSet) -> tuple[Path, Path]:
+    return make_set("a", splits={"train": [4, 3]}), make_set("b", splits={"train": [5]})
+
+
+def joined(roots: tuple[Path, Path], shares: tuple[float, float] = (3.0, 1.0), cache: Path | None = None) -> JoinedSets:
+    return JoinedSets([ShardSet.open(root, "train", (cache, 10**9) if cache else None) for root in roots], shares)
+
+
+def test_samples_come_in_their_shares_under_indexes_of_their_own(roots: tuple[Path, Path]) -> None:
+    sets = joined(roots)
+    assert len(sets) == 12
+    with loader(sets) as batches:
+        seen = [item for _, batch in zip(range(512), batches, strict=False) for item in batch]
+    second = [key for key, index in seen if index >= 7]
+    assert len(second) == len(seen) // 4
+    assert {index for _, index in seen} == set(range(12))
+    assert all(sets.sample(index).key == key for key, index in seen[:50])
+    assert "b/train-00000.tar: train-0" in sets.place(7)
+
+
+def test_a_resumed_mixture_goes_on_and_another_is_refused(roots: tuple[Path, Path]) -> None:
+    with loader(joined(roots)) as batches:
+        first = [next(batches) for _ in range(5)]
+        state = batches.state_dict()
+        rest = [next(batches) for _ in range(5)]
+    with loader(joined(roots)) as again:
+        again.load_state_dict(state)
+        assert [next(again) for _ in range(5)] == rest != first
+    for other in (joined(roots, (2.0, 1.0)), joined((roots[1], roots[0]))):
+        with loader(other) as refusing, pytest.raises(CheckpointError, match="fingerprint"):
+            refusing.load_state_dict(state)
+
+
+def test_a_cached_mixture_is_the_same(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    with loader(joined(roots)) as direct, loader(joined(roots, cache=tmp_path / "cache")) as cached:
+        assert [next(direct) for _ in range(20)] == [next(cached) for _ in range(20)]
+    sets = joined(roots, cache=tmp_path / "cache")
+    with loader(sets) as batches:
+        next(batches)
+    assert sets.cache_counts().fetched == 0
+    assert sets.cache_counts().hits > 0
+    sets.close()
+
+
+def test_sets_with_other_tokenizers_are_refused(make_set: MakeSet, roots: tuple[Path, Path]) -> None:
+    import dataclasses
+
+    from mrm_stream.packing.manifest import read_manifest, write_manifest
+
+    manifest = read_manifest(roots[1])
+    assert manifest.reports is not None
+    other = dataclasses.replace(manifest.reports, tokenizer_sha256="1" * 64)
+    write_manifest(roots[1], dataclasses.replace(manifest, reports=other))
+    with pytest.raises(ShardError, match=r"another tokenizer[\s\S]*mrm-stream tokenize"):
+        joined(roots)
