@@ -14,16 +14,20 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from mrm_stream.errors import ShardError, StorageError
-from mrm_stream.packing.shard import ShardEntry, index_path
+from mrm_stream.errors import MrmStreamError, ShardError, StorageError
+from mrm_stream.packing.shard import ShardEntry
 from mrm_stream.publish import FILE_MODE, TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
 from mrm_stream.storage import Place, read_pieces
+from mrm_stream.stream.fetchers import Fetchers, Use
 
 FETCHERS = 4
 """Shards fetched at a time; object stores serve one connection at a part of what the line carries."""
@@ -31,7 +35,12 @@ ATTEMPTS = 3
 """Times that a shard is fetched whose bytes are not the manifest's."""
 WAIT_S = 240.0
 """Seconds to wait for another process that fetches the same shard; less than the loader waits for a batch."""
+CLOSE_S = 2.0
+"""Seconds that closing gives to fetches on their way, so that they remove what they have begun."""
 _PIECE = 16 << 20
+_SMALL_FILE = 256 << 20
+"""Bytes that a tokenizer may have."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +53,7 @@ class CacheCounts:
     """Shards found whole in the folder."""
     fetched: int = 0
     refetched: int = 0
-    """Shards fetched again, as what was found or had arrived was not what the manifest says."""
+    """Times that a shard or a file of it was fetched again: what was found, or had come, was not the manifest's."""
     evicted: int = 0
     bytes_fetched: int = 0
 
@@ -52,13 +61,17 @@ class CacheCounts:
 class ShardCache:
     """The shards of one packed set, under local names.
 
+    The tars in the folder, and those on their way there, take no more than the limit; or, where that is more, than what
+    the processes that share it have announced and not let go, and what was let go of on its way. So a limit that is too
+    small fetches more often, but stops no run. Those used last are kept longest.
+
     Args:
         directory: Where the set lies: a URL, or a path on a file system that is better read in large pieces.
         folder: Local folder, made here; other processes of the machine may use it too.
-        limit_bytes: Of all that lies in the folder. What this process has announced is kept, whatever the limit.
+        limit_bytes: Of all tars in the folder.
 
     Raises:
-        StorageError: The folder cannot be made.
+        StorageError: The folder cannot be made, or written to.
     """
 
     def __init__(self, directory: Place, folder: Path, limit_bytes: int) -> None:
@@ -68,42 +81,61 @@ class ShardCache:
         self.counts = CacheCounts()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._used: dict[str, Future[int]] = {}
-        """Shard to the descriptor of its lock, held in company, once it is there."""
+        self._used: dict[str, Use] = {}
+        """By shard, those announced or asked for."""
+        self._coming: dict[str, int] = {}
+        """Bytes of the shards that this process is fetching."""
         make_private_folder(folder)
-        self._sweep()
-        self._pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="mrm-stream-fetch")
+        with self._naming():
+            os.close(os.open(folder / ".room.lock", os.O_RDWR | os.O_CREAT, FILE_MODE))  # can it be written to?
+            self._sweep()
+        self._fetchers = Fetchers(FETCHERS)
+        weakref.finalize(self, _abandon, self._used, self._fetchers)
 
     def expect(self, entries: Sequence[ShardEntry]) -> None:
-        """Begin to fetch these shards, in this order, and let go of all others."""
+        """Begin to fetch these shards, in this order, and let go of all others.
+
+        Raises:
+            StorageError: The folder cannot be written to.
+        """
         names = {entry.file for entry in entries}
         with self._lock:
-            leaving = [self._used.pop(name) for name in [*self._used] if name not in names]
+            if self._closed.is_set():
+                return
+            for name in self._used.keys() - names:
+                self._used.pop(name).release()
             for entry in entries:
-                if entry.file not in self._used:
-                    self._used[entry.file] = self._pool.submit(self._bring, entry)
-        for future in leaving:
-            if not future.cancel():
-                future.add_done_callback(_release)
+                self._begin(entry)
+
+    def let_go(self, entry: ShardEntry) -> None:
+        """Let go of one shard."""
+        with self._lock:
+            use = self._used.pop(entry.file, None)
+            if use is not None:
+                use.release()
 
     def path(self, entry: ShardEntry) -> Path:
         """Return the local tar of a shard, its index beside it; wait for it where it is still to come.
 
+        Storage that failed ahead of need is asked again; a shard found to be damaged at the source is not, until it has
+        been let go.
+
         Raises:
             ShardError: What lies at the source is not what the manifest says.
-            StorageError: The source cannot be read, or the folder cannot be written to.
+            StorageError: The source cannot be read, the folder cannot be written to, or the cache was closed.
         """
         with self._lock:
-            future = self._used.get(entry.file)
-            if future is None:
-                future = self._used[entry.file] = self._pool.submit(self._bring, entry)
+            if self._closed.is_set():
+                raise self._closing(entry.file)
+            future = self._begin(entry).future
         try:
-            future.result()
-        except BaseException:
-            with self._lock:  # the next one who asks tries again
-                if self._used.get(entry.file) is future:
-                    del self._used[entry.file]
-            raise
+            error = future.exception()
+        except CancelledError:
+            raise self._closing(entry.file) from None
+        if isinstance(error, MrmStreamError):  # one object raised often would grow by a traceback each time
+            raise copy(error) from error
+        if error is not None:
+            raise error
         return self._folder / entry.file
 
     def bring_file(self, name: str, digest: str) -> Path:
@@ -114,92 +146,115 @@ class ShardCache:
             StorageError: The source cannot be read, or the folder cannot be written to.
         """
         path = self._folder / name
-        with _held(self._lock_path(name, "fetch")):
-            if path.exists() and sha256_of(path) == digest:
-                return path
-            if self._copy(self._directory / name, path) != digest:
-                path.unlink()
-                raise ShardError(
-                    "the SHA-256 is not the manifest's",
-                    where=self._directory / name,
-                    remedy="The set is damaged where it lies: mrm-stream verify, then mrm-stream repair.",
-                )
+        with self._naming(), self._held(self._lock_path(name, "fetch")):
+            if not _is_as_told(path, digest):
+                self._copy(name, digest, _SMALL_FILE)
         return path
 
     def close(self) -> None:
         """Let go of all shards; they stay in the folder for the next run."""
-        self._closed.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            futures, self._used = list(self._used.values()), {}
-        for future in futures:
-            if not future.cancel():
-                future.add_done_callback(_release)
+            self._closed.set()
+            _abandon(self._used, self._fetchers)
+        self._fetchers.join(CLOSE_S)
 
-    def _bring(self, entry: ShardEntry) -> int:
-        """Make sure that the shard is there and whole; return the descriptor of its `use` lock, held in company."""
-        use = os.open(self._lock_path(entry.file, "use"), os.O_RDWR | os.O_CREAT, FILE_MODE)
-        try:
-            _lock_within(use, fcntl.LOCK_SH, entry.file)
-            with _held(self._lock_path(entry.file, "fetch")):
+    def _begin(self, entry: ShardEntry) -> Use:
+        """Return the use of a shard, begun unless it was, or again if storage failed; under our own lock."""
+        use = self._used.get(entry.file)
+        if use is None:
+            with self._naming():
+                descriptor = os.open(self._lock_path(entry.file, "use"), os.O_RDWR | os.O_CREAT, FILE_MODE)
+            # At once, so that what is fetched before it does not push it out; refused while it is being removed.
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            use = self._used[entry.file] = Use(self._folder / entry.file, descriptor, Future())
+        elif use.has_failed_in_passing():
+            use.future = Future()
+        else:
+            return use
+        self._fetchers.submit(use.future, partial(self._bring, entry, use.descriptor))
+        return use
+
+    def _bring(self, entry: ShardEntry, use: int) -> None:
+        """Make sure that the shard is there and whole, and its `use` lock held in company."""
+        with self._naming():
+            self._wait(use, fcntl.LOCK_SH, self._lock_path(entry.file, "use"))
+            with self._held(self._lock_path(entry.file, "fetch")):
                 if self._is_whole(entry):
-                    self.counts.hits += 1
+                    with self._lock:
+                        self.counts.hits += 1
                 else:
                     self._fetch(entry)
-                os.utime(self._folder / entry.file)  # what was not used for longest is removed first
-        except BaseException:
-            os.close(use)
-            raise
-        return use
+                os.utime(self._folder / entry.file)
 
     def _is_whole(self, entry: ShardEntry) -> bool:
         tar = self._folder / entry.file
-        files = ((index_path(tar), entry.index_sha256), (tar, entry.sha256))
-        if not all(path.exists() for path, _ in files):
+        if not tar.exists():
             return False
-        wrong = [path.name for path, digest in files if sha256_of(path) != digest]
+        files = ((tar.with_suffix(".idx"), entry.index_sha256), (tar, entry.sha256))
+        wrong = [path.name for path, digest in files if not _is_as_told(path, digest)]
         if wrong:
             _logger.warning("%s in the cache is damaged: it is fetched again", wrong[0])
-            self.counts.refetched += 1
+            with self._lock:
+                self.counts.refetched += 1
         return not wrong
 
     def _fetch(self, entry: ShardEntry) -> None:
-        self._make_room(entry.bytes, self._limit)
         try:
-            self._copy_whole(entry)
-        except StorageError as error:
-            full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not full or not self._make_room(entry.bytes, 0):
-                raise
-            self._copy_whole(entry)
-        self.counts.fetched += 1
-        self.counts.bytes_fetched += entry.bytes
+            self._make_room(entry, self._limit)
+            try:
+                self._copy_shard(entry)
+            except StorageError as error:
+                if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _FULL:
+                    raise
+                self._make_room(entry, 0)
+                self._copy_shard(entry)
+        finally:
+            with self._lock:
+                self._coming.pop(entry.file, None)
+        with self._lock:
+            self.counts.fetched += 1
+            self.counts.bytes_fetched += entry.bytes
 
-    def _copy_whole(self, entry: ShardEntry) -> None:
-        """Copy index and tar; again where what arrives is not what the manifest says."""
-        index = self._folder / index_path(Path(entry.file)).name
-        for path, digest in ((index, entry.index_sha256), (self._folder / entry.file, entry.sha256)):
-            for attempt in range(1, ATTEMPTS + 1):
-                if self._copy(self._directory / path.name, path) == digest:
-                    break
-                path.unlink()
-                if attempt == ATTEMPTS:
-                    raise ShardError(
-                        f"the SHA-256 is not the manifest's, {ATTEMPTS} times over",
-                        where=self._directory / path.name,
-                        remedy="The set is damaged where it lies: mrm-stream verify, then mrm-stream repair.",
-                    )
-                _logger.warning("%s did not arrive as the manifest says: it is fetched again", path.name)
-                self.counts.refetched += 1
-
-    def _copy(self, source: Place, path: Path) -> str:
+    def _copy_shard(self, entry: ShardEntry) -> None:
+        # The index first: one without its tar tells the next start that a process was killed here.
+        index = Path(entry.file).with_suffix(".idx").name
+        self._copy(index, entry.index_sha256, entry.bytes)
         try:
-            with publishing(path) as file:
+            self._copy(entry.file, entry.sha256, entry.bytes)
+        except BaseException:
+            (self._folder / index).unlink(missing_ok=True)
+            raise
+
+    def _copy(self, name: str, digest: str, limit: int) -> None:
+        """Copy a file of at most `limit` bytes here; again where what comes is not what the manifest says."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._copy_once(name, digest, limit)
+                return
+            except _Differs:
+                if attempt < ATTEMPTS:
+                    _logger.warning("%s did not arrive as the manifest says: it is fetched again", name)
+                    with self._lock:
+                        self.counts.refetched += 1
+        raise ShardError(
+            f"the SHA-256 is not the manifest's, {ATTEMPTS} times over",
+            where=self._directory / name,
+            remedy="The set is damaged where it lies: mrm-stream verify, then mrm-stream repair.",
+        )
+
+    def _copy_once(self, name: str, digest: str, limit: int) -> None:
+        source = self._directory / name
+        try:
+            with publishing(self._folder / name) as file:
                 for piece in _pieces(source):
                     if self._closed.is_set():
-                        raise StorageError("the cache was closed while a shard was on its way", where=source)
+                        raise self._closing(name)
+                    if file.size + len(piece) > limit:
+                        raise _Differs
                     file.write(piece)
-            return file.sha256()
+                if file.sha256() != digest:
+                    raise _Differs
         except FileNotFoundError as error:
             raise ShardError(
                 "there is no such file", where=source, remedy="Copy the set there again from where it came."
@@ -211,21 +266,18 @@ class ShardCache:
                 remedy="See whether the file system answers; then run the same command again.",
             ) from error
 
-    def _make_room(self, size: int, limit: int) -> int:
-        """Remove shards that nobody uses, those not used for longest first, until `size` more bytes keep the limit.
-
-        Returns:
-            The bytes set free.
-        """
-        freed = 0
-        with _held(self._folder / ".room.lock"):
-            there = sorted(self._folder.glob("*.tar"), key=_last_used)
-            held = sum(_size(path) for path in there)
-            for path in there:
-                if held - freed + size <= limit:
+    def _make_room(self, entry: ShardEntry, limit: int) -> None:
+        """Remove shards that nobody uses, those not used for longest first, until this one more keeps the limit."""
+        with self._held(self._folder / ".room.lock"):
+            tars = sorted((_seen(tar), tar) for tar in self._folder.glob("*.tar"))
+            with self._lock:
+                self._coming[entry.file] = entry.bytes
+                held = sum(self._coming.values())
+            held += sum(size for (_, size), _ in tars)
+            for _, tar in tars:
+                if held <= limit:
                     break
-                freed += self._evict(path)
-        return freed
+                held -= self._evict(tar)
 
     def _evict(self, tar: Path) -> int:
         """Remove a shard unless somebody uses it; return the bytes set free."""
@@ -235,10 +287,11 @@ class ShardCache:
         except BlockingIOError:
             return 0
         else:
-            size = _size(tar)
-            for path in (tar, index_path(tar)):
-                path.unlink(missing_ok=True)
-            self.counts.evicted += 1
+            _, size = _seen(tar)
+            tar.unlink(missing_ok=True)
+            tar.with_suffix(".idx").unlink(missing_ok=True)
+            with self._lock:
+                self.counts.evicted += 1
             return size
         finally:
             os.close(descriptor)
@@ -248,16 +301,74 @@ class ShardCache:
 
     def _sweep(self) -> None:
         """Remove what processes that were killed had begun: no living one holds its `fetch` lock."""
-        for path in self._folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            tar = Path(path.name[1:].rsplit(".", 2)[0]).with_suffix(".tar")
+        for path in [*self._folder.glob(f".*{TEMPORARY_SUFFIX}"), *self._folder.glob("*.idx")]:
+            is_index = path.suffix == ".idx"
+            name = Path(path.name if is_index else path.name[1:].rsplit(".", 2)[0])
+            tar = self._folder / (name.with_suffix(".tar") if name.suffix == ".idx" else name)
+            if is_index and tar.exists():
+                continue
             descriptor = os.open(self._lock_path(tar.name, "fetch"), os.O_RDWR | os.O_CREAT, FILE_MODE)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
+                if not is_index or not tar.exists():
+                    path.unlink(missing_ok=True)
             except BlockingIOError:
                 pass
             finally:
                 os.close(descriptor)
+
+    @contextmanager
+    def _held(self, path: Path) -> Iterator[None]:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        try:
+            self._wait(descriptor, fcntl.LOCK_EX, path)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _wait(self, descriptor: int, kind: int, path: Path) -> None:
+        """Take a lock, within `WAIT_S`: its holder may be stopped, or fetch from storage that hangs."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"another process has held the lock for {WAIT_S:g} s",
+                        where=path,
+                        remedy="See whether the storage answers, and whether a process of an earlier run is left.",
+                    ) from None
+            if self._closed.wait(0.05):
+                raise self._closing(path.name)
+
+    def _closing(self, name: str) -> StorageError:
+        return StorageError(
+            "was let go of, or the cache was closed, while it was on its way", where=self._directory / name
+        )
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Turn what the operating system says against our own files into an error that names the folder."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"the cache cannot be used: {error.strerror or type(error).__name__}",
+                where=error.filename or self._folder,
+                remedy="Choose a local folder that you may write to, on a disk with room.",
+            ) from error
+
+
+class _Differs(Exception):
+    """What has come is not what the manifest says."""
+
+
+def _abandon(used: dict[str, Use], fetchers: Fetchers) -> None:
+    while used:
+        used.popitem()[1].release()
+    fetchers.stop()
 
 
 def _pieces(source: Place) -> Iterator[bytes]:
@@ -269,46 +380,18 @@ def _pieces(source: Place) -> Iterator[bytes]:
             yield piece
 
 
-def _release(future: Future[int]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        os.close(future.result())
-
-
-def _lock_within(descriptor: int, kind: int, name: str) -> None:
-    """Take a lock, within `WAIT_S`: its holder may be stopped, or fetch from storage that hangs."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"another process has not fetched {name} within {WAIT_S:.0f} s",
-                    remedy="See whether the storage answers, and whether a process of an earlier run is left.",
-                ) from None
-            time.sleep(0.05)
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+def _is_as_told(path: Path, digest: str) -> bool:
+    """Return whether a file is there, can be read, and has this SHA-256."""
     try:
-        _lock_within(descriptor, fcntl.LOCK_EX, path.name)
-        yield
-    finally:
-        os.close(descriptor)
+        return sha256_of(path) == digest
+    except OSError:
+        return False
 
 
-def _last_used(path: Path) -> float:
+def _seen(path: Path) -> tuple[float, int]:
+    """Return when a file was used last, and its bytes; zeros for one that is gone."""
     try:
-        return path.stat().st_mtime
+        found = path.stat()
     except FileNotFoundError:
-        return 0.0
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+        return 0.0, 0
+    return found.st_mtime, found.st_size

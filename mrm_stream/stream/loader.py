@@ -14,8 +14,8 @@ from mrm_stream.records import Sample
 from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.mixture import Mixture
 from mrm_stream.stream.order import EPOCHS, Order, rank_slice
-from mrm_stream.stream.prefetch import Prefetcher
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.prefetch import STALLED_AFTER_S, Prefetcher
+from mrm_stream.stream.reader import DamagedShardError, ShardSet
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Loader(Iterator[T]):
 
     A sample that cannot be read or transformed is replaced by the next good one of the set, counting its index up and
     around. So what a step is made of depends on which samples are bad, not on when or by which rank that was found.
+    A shard that is not what the manifest says has no good samples to go on with: it ends the run.
 
     Args:
         shards: The split to read, or several sets' together.
@@ -50,6 +51,7 @@ class Loader(Iterator[T]):
         window: Shards that are mixed, see `Order`.
         prefetch: Batches made ahead.
         max_bad_samples: More bad samples than this, on this rank, end the run.
+        stalled_after: Seconds to wait for one batch before it is an error.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Loader(Iterator[T]):
         window: int,
         prefetch: int,
         max_bad_samples: int,
+        stalled_after: float = STALLED_AFTER_S,
     ) -> None:
         self._identity = {"seed": seed, "window": window, "fingerprint": shards.fingerprint}
-        self._prefetch = prefetch
+        self._prefetch, self._stalled_after = prefetch, stalled_after
         self._batches = _Batches(
             shards, shards.order(seed, window), transform, batch_size, rank, world, max_bad_samples
         )
@@ -79,13 +82,16 @@ class Loader(Iterator[T]):
         """Return the next batch.
 
         Raises:
-            TrainingError: Too many bad samples, or no batch for five minutes.
+            TrainingError: Too many bad samples, or no batch for `stalled_after` seconds.
+            DamagedShardError: A shard is damaged where it lies.
+            StorageError: A shard cannot be fetched.
             StopIteration: The loader is closed; an error closes it too.
         """
         if self._closed:
             raise StopIteration
         if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self._batches.following(self._position), self._prefetch)
+            items = self._batches.following(self._position)
+            self._prefetcher = Prefetcher(items, self._prefetch, stalled_after=self._stalled_after)
         made = next(self._prefetcher)
         # The thread is ahead: only what was handed out counts.
         self._position = made.position
@@ -243,6 +249,8 @@ class _Batches(Generic[T]):
                 index = (index + 1) % self.order.samples
             try:
                 return self._shards.sample(index)
+            except DamagedShardError:
+                raise
             except ShardError as error:
                 self._mark_bad(index, error.what)
 

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MAPPED_SHARDS = 256
 """Shards open at a time: each map holds a file descriptor, of which many systems allow 1,024."""
+VISITED_SHARDS = 8
+"""Shards of a cache that are used without having been announced, at a time."""
 DICTIONARY_LIMIT = 1 << 20
 METADATA_LIMIT = 1 << 20
 """Bytes of one sample's JSON."""
@@ -39,16 +41,29 @@ _REMEDY = (
 _JPEG, _TOKENS, _METADATA, _REPORT = range(len(REPORT_MEMBERS))
 
 
+class DamagedShardError(ShardError):
+    """A shard is not what the manifest says, so that none of its samples can be trusted; no sample takes its place."""
+
+
 class ShardSet:
     """The samples of one split, by index; safe to share between threads.
 
     A shard's index is read, and the shard mapped, at the first use of one of its samples; where there is a cache, the
-    shard is brought there first, if it was not expected long before. Samples are views of the map,
-    which lives as long as any of them. A shard that is cut short while it is mapped ends the process (SIGBUS), as with
-    any memory map: published shards are replaced by renaming, never rewritten.
+    shard is brought there first, if it was not expected long before. Before the first sample is handed out, the shard
+    is compared with the manifest's SHA-256: by the cache each time that it brings a shard, else here, once a process.
+    Samples are views of the map, which lives as long as any of them. A shard that is cut short while it is mapped ends
+    the process (SIGBUS), as with any memory map: published shards are replaced by renaming, never rewritten.
     """
 
-    def __init__(self, directory: Place, split: str, manifest: Manifest, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self,
+        directory: Place,
+        split: str,
+        manifest: Manifest,
+        cache: ShardCache | None = None,
+        *,
+        verify: bool = True,
+    ) -> None:
         self.directory = directory
         self.cache = cache
         self.split = split
@@ -58,13 +73,20 @@ class ShardSet:
         self._firsts = [0, *accumulate(self.shard_sizes)]
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._maps: OrderedDict[int, memoryview] = OrderedDict()
+        self._announced: frozenset[int] = frozenset()
+        self._visited: OrderedDict[int, None] = OrderedDict()
         assert manifest.reports is not None, "`open` refuses a set without reports"
         self.reports: ReportsEntry = manifest.reports
         self._codec: ReportCodec | None = None
         self._lock = threading.Lock()
+        # A byte a shard. Where there is a cache, it verifies.
+        self._is_verified = bytearray([cache is not None or not verify] * len(self._entries))
+        self._verifying = threading.Lock()
 
     @classmethod
-    def open(cls, directory: Place, split: str, cache: tuple[Path, int] | None = None) -> ShardSet:
+    def open(
+        cls, directory: Place, split: str, cache: tuple[Path, int] | None = None, *, verify: bool = True
+    ) -> ShardSet:
         """Return a split of a packed set, once all its shards are found to be there and as long as they should be.
 
         Args:
@@ -72,6 +94,10 @@ class ShardSet:
             split: Part of it.
             cache: Local folder, and the bytes that it may hold: shards are then fetched whole, ahead of need, and not
                 looked for one by one now. Needed where `directory` is a URL; sensible on slow shared file systems.
+            verify: Read each shard once and compare it with the manifest's SHA-256 before its first sample is handed
+                out: 0.07 s per 100 MB that are in memory already, so 0.7 s before a first batch out of 8 such shards,
+                and less than a minute in all for 60 GB, spread over the first epoch. Without it a flipped bit that
+                leaves a JPEG valid is trained on. What comes through a cache is compared in any case.
 
         Raises:
             ShardError: There is no finished set here, it has no such split or none of its samples, or a shard is
@@ -104,7 +130,7 @@ class ShardSet:
             )
         for entry in manifest.splits[split]:
             _check_files(directory / entry.file, entry)
-        return cls(directory, split, manifest)
+        return cls(directory, split, manifest, verify=verify)
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -154,13 +180,17 @@ class ShardSet:
             return
         wanted = [shard for window in windows for shard in window]
         with self._lock:
-            for shard in self._maps.keys() - set(wanted):
+            self._announced = frozenset(wanted)
+            self._visited.clear()
+            for shard in self._maps.keys() - self._announced:
                 del self._maps[shard]
         self.cache.expect([self._entries[shard] for shard in wanted])
 
     def close(self) -> None:
-        """Let go of the cache's shards."""
+        """Let go of the cache's shards; their samples can no longer be read, those read before can."""
         if self.cache is not None:
+            with self._lock:
+                self._maps.clear()
             self.cache.close()
 
     def sample(self, index: int) -> Sample:
@@ -168,10 +198,12 @@ class ShardSet:
 
         Raises:
             IndexError: There is no such index.
-            ShardError: The shard or its index is damaged, or the token ids are not of the set's vocabulary.
+            DamagedShardError: The shard or its index is damaged or absent, or cannot be read.
+            ShardError: The token ids are not of the set's vocabulary.
+            StorageError: The shard must be fetched, and the storage does not answer.
         """
         shard, row = self._find(index)
-        table, data = self._table(shard), self._data(shard)
+        table, data = self._whole(shard)
         jpeg_at, tokens_at = table.offsets[row, :_METADATA].tolist()
         jpeg_bytes, tokens_bytes = table.sizes[row, :_METADATA].tolist()
         if tokens_bytes == 0 or tokens_bytes % 2:
@@ -236,6 +268,30 @@ class ShardSet:
         start = int(table.offsets[row, column])
         return self._data(shard)[start : start + int(table.sizes[row, column])]
 
+    def _whole(self, shard: int) -> tuple[ShardIndex, memoryview]:
+        """Return a shard's index and bytes, both known to be the manifest's."""
+        try:
+            table, data = self._table(shard), self._data(shard)
+            if not self._is_verified[shard]:
+                self._verify(shard)
+        except ShardError as error:
+            raise DamagedShardError(error.what, where=error.where, remedy=_REMEDY) from error
+        return table, data
+
+    def _verify(self, shard: int) -> None:
+        entry, tar = self._entries[shard], self._local(shard)
+        with self._verifying:  # threads that come together read it once
+            if self._is_verified[shard]:
+                return
+            try:
+                # Read, not looked at through the map, whose pages would count as this process's memory.
+                found = sha256_of(tar)
+            except OSError as error:
+                raise ShardError(f"cannot be read: {error.strerror}", where=tar) from error
+            if found != entry.sha256:
+                raise ShardError("the SHA-256 is not the manifest's", where=tar)
+            self._is_verified[shard] = True
+
     def _table(self, shard: int) -> ShardIndex:
         """Return a shard's index; two threads may both read it at first, to the same effect."""
         table = self._recent(self._indexes, shard)
@@ -276,9 +332,23 @@ class ShardSet:
         """Return where a shard lies on this machine; wait for it where it must be fetched."""
         entry = self._entries[shard]
         if self.cache is not None:
+            self._visit(shard)
             return self.cache.path(entry)
         assert isinstance(self.directory, Path)
         return self.directory / entry.file
+
+    def _visit(self, shard: int) -> None:
+        """Let go of the first of those that were used without having been announced, once there are many."""
+        assert self.cache is not None
+        with self._lock:
+            if shard in self._announced:
+                return
+            self._visited[shard] = None
+            if len(self._visited) <= VISITED_SHARDS:
+                return
+            left, _ = self._visited.popitem(last=False)
+            self._maps.pop(left, None)
+        self.cache.let_go(self._entries[left])
 
     def _load_codec(self) -> ReportCodec:
         path = self.directory / DICTIONARY
