@@ -8,8 +8,10 @@ import click
 
 import mrm_stream
 from mrm_stream.commands.bench import bench
+from mrm_stream.commands.bench_order import bench_order
 from mrm_stream.commands.packed import inspect, repair, tokenize, verify
 from mrm_stream.commands.phantom import phantom
+from mrm_stream.commands.plan import plan
 from mrm_stream.commands.runs import export, reconstruct, train
 from mrm_stream.commands.shard import shard
 from mrm_stream.errors import MrmStreamError
@@ -36,7 +38,8 @@ def main() -> None:
     """Pre-train a chest-radiograph encoder by Masked Record Modeling, from data set to weights."""
 
 
-for _command in (phantom, shard, verify, inspect, repair, tokenize, train, reconstruct, export, bench):
+bench.add_command(bench_order)
+for _command in (phantom, shard, verify, inspect, repair, tokenize, train, reconstruct, export, plan, bench):
     main.add_command(_command)
 
 

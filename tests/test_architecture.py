@@ -32,7 +32,7 @@ ALLOWED = {
     "model": {"model", "packing"},
     "training": {"training", "stream", "decode", "model", "packing"},
     "visual": {"visual", "training", "stream", "decode", "model", "packing"},
-    "bench": {"bench", "packing", "sources"},
+    "bench": {"bench", "training", "stream", "decode", "model", "packing", "sources"},
     "commands": {"commands", "bench", "visual", "training", "model", "packing", "sources"},
     "cli": {"commands"},
     "train": {"training"},

@@ -14,13 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from mrm_stream.cli import main
+from mrm_stream.commands.bench import bench
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 
 README = Path(__file__).parents[1] / "README.md"
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
-COMMANDS = [*sorted(main.commands), "bench pack"]
+COMMANDS = [*sorted(main.commands), *(f"bench {name}" for name in bench.commands)]
 
 
 def fails(*arguments: object) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mrm_stream.errors import ShardError
+from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.packing.manifest import ReportsEntry
 from mrm_stream.records import Sample
 from mrm_stream.storage import Place
 from mrm_stream.stream.cache import CacheCounts
-from mrm_stream.stream.mixture import Mixture
+from mrm_stream.stream.mixture import LEAST_SHARE, Mixture
 from mrm_stream.stream.reader import ShardSet
 
 
@@ -29,6 +29,7 @@ class JoinedSets:
 
     Raises:
         ShardError: Two sets have different tokenizers: their token ids mean different words.
+        ConfigError: A share is too small.
     """
 
     def __init__(self, sets: Sequence[ShardSet], shares: Sequence[float]) -> None:
@@ -39,6 +40,12 @@ class JoinedSets:
                     where=other.directory,
                     remedy=f"Make it the same: mrm-stream tokenize {other.directory} --tokenizer FILE --out DIR.",
                 )
+        if min(shares) / sum(shares) < LEAST_SHARE:
+            raise ConfigError(
+                f"a share is less than 1 in {round(1 / LEAST_SHARE)} of the samples",
+                where="data.mixture",
+                remedy="Leave that set out, or raise its share.",
+            )
         self._sets = sets
         self._shares = shares
         self._firsts = np.array([0, *accumulate(len(each) for each in sets)])

@@ -21,8 +21,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
-_WINDOWS_AHEAD = 2
-"""Windows of shards that are fetched before they are read, the current one among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +197,7 @@ class _Batches(Generic[T]):
         self._batch_size = batch_size
         self._slice = rank_slice(batch_size, rank, world)
         self._max_bad_samples = max_bad_samples
-        self._expected: list[list[int]] = []
+        self._expected: list[int] = []
 
     def following(self, position: int) -> Iterator[_Made[T]]:
         """Yield this rank's batches from a global position on."""
@@ -214,18 +212,25 @@ class _Batches(Generic[T]):
             yield _Made(batch, position, len(self.bad))
 
     def _expect(self, position: int) -> None:
-        """Have the shards of the coming step fetched, and those of at least one window after it."""
-        windows: list[list[int]] = []
-        covered = 0
-        for window in self.order.shards_from(position):
-            # The first window may be all but used up.
-            covered += sum(self._shards.shard_sizes[shard] for shard in window) if windows else 0
-            windows.append(window)
-            if covered >= self._batch_size and len(windows) >= _WINDOWS_AHEAD:
-                break
-        if windows != self._expected:
-            self._expected = windows
-            self._shards.expect(windows)
+        """Have the shards fetched that this rank's part of this step and the next needs, and the window after them.
+
+        Not those of the whole steps: the parts of thousands of ranks lie windows apart, and each node would fetch all.
+        """
+        wanted: dict[int, None] = {}
+        for step in (position, position + self._batch_size):
+            covered = -(self._slice.stop - self._slice.start)
+            for samples, shards in self.order.windows_from(step + self._slice.start):
+                is_enough = covered >= 0
+                # The window after those is read by this rank only where a window holds several steps.
+                if is_enough and samples < self._batch_size:
+                    break
+                wanted |= dict.fromkeys(shards)
+                if is_enough:
+                    break
+                covered += samples
+        if [*wanted] != self._expected:
+            self._expected = [*wanted]
+            self._shards.expect([self._expected])
 
     def _transformed(self, draws: list[Draw]) -> T:
         while True:

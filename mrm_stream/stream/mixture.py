@@ -20,6 +20,8 @@ from mrm_stream.stream.order import Order
 
 DEALT = 4096
 """Positions that are dealt to the sets at a time."""
+LEAST_SHARE = 2 / DEALT
+"""Below it, rounding could take a sample of a block back from a set."""
 
 
 class Mixture:
@@ -39,7 +41,7 @@ class Mixture:
 
     def __init__(self, orders: Sequence[Order], shares: Sequence[float], seed: int) -> None:
         assert len(orders) == len(shares) >= 1
-        assert min(shares) > 0
+        assert min(shares) / sum(shares) >= LEAST_SHARE, "whoever reads settings refuses it"
         self._orders = orders
         self._seed = seed
         # In whole numbers, so that every machine deals alike; a share below one in a million is not kept.
@@ -69,15 +71,26 @@ class Mixture:
         sets, _ = self._dealt(block)
         return int(self._before(block)[number]) + int((sets[:place] == number).sum())
 
-    def shards_from(self, position: int) -> Iterator[list[int]]:
-        """Yield the windows of shards that the sets come to, in turn; numbers count over all sets' shards."""
+    def windows_from(self, position: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield the shards that are in use at a position, and as soon as a set comes to another window, again.
+
+        With them goes for how many samples, to within a few, they are enough. Numbers count over all sets' shards.
+        """
         first_shards = np.cumsum([0, *(order.shards for order in self._orders)])
-        turns = [
-            (int(first), order.shards_from(self.own_position(number, position)))
-            for number, (first, order) in enumerate(zip(first_shards, self._orders, strict=False))
-        ]
+        coming = [order.windows_from(self.own_position(n, position)) for n, order in enumerate(self._orders)]
+        current = [next(windows) for windows in coming]
+        left = [float(samples) for samples, _ in current]
+        parts = (self._parts / self._ends[-1]).tolist()
         while True:
-            yield [first + shard for first, windows in turns for shard in next(windows)]
+            lasts = [samples / part for samples, part in zip(left, parts, strict=True)]
+            used_up = int(np.argmin(lasts))
+            shards = [
+                int(first) + shard for first, (_, own) in zip(first_shards, current, strict=False) for shard in own
+            ]
+            yield int(lasts[used_up]), shards
+            left = [samples - lasts[used_up] * part for samples, part in zip(left, parts, strict=True)]
+            current[used_up] = next(coming[used_up])
+            left[used_up] += current[used_up][0]
 
     def _own_positions(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the set of each position, and the position in that set's own order."""

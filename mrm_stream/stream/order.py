@@ -44,8 +44,10 @@ class Order:
     def __init__(self, shard_sizes: Sequence[int] | NDArray[np.integer], seed: int, window: int) -> None:
         self._sizes = np.asarray(shard_sizes, np.int32)
         assert window >= 1
-        assert (self._sizes >= 0).all()
-        block_sizes = np.add.reduceat(self._sizes, np.arange(0, len(self._sizes), BLOCK), dtype=np.int64)
+        assert self._sizes.min(initial=0) >= 0
+        # Block by block: a sum of all in 64 bits would first make a copy of all, 8 bytes a shard.
+        blocks = range(0, len(self._sizes), BLOCK)
+        block_sizes = np.array([self._sizes[first : first + BLOCK].sum(dtype=np.int64) for first in blocks], np.int64)
         self._block_firsts = np.cumsum(block_sizes) - block_sizes
         self._block_sizes = block_sizes
         self._seed = seed
@@ -73,16 +75,19 @@ class Order:
             indexes[slots] = self._permuted(epoch, block, window)[places[slots] - start]
         return epochs, indexes
 
-    def shards_from(self, position: int) -> Iterator[list[int]]:
-        """Yield the shards of the window at a position, in the order of the epoch, then of each window after it."""
+    def windows_from(self, position: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield the window at a position, then those after it: the samples that it still gives, and its shards."""
         epoch, place = divmod(position, self.samples)
-        ((_, block, window, _, _),) = self._windows_of(np.array([epoch]), np.array([place]))
+        ((_, block, window, _, start),) = self._windows_of(np.array([epoch]), np.array([place]))
+        given = place - start
         while epoch < EPOCHS:
             blocks, _ = self._blocks(epoch)
             for following in blocks[np.flatnonzero(blocks == block)[0] :].tolist():
                 shards, _ = self._shards(epoch, following)
                 for first in range(window * self._window, len(shards), self._window):
-                    yield shards[first : first + self._window].tolist()
+                    members = shards[first : first + self._window]
+                    yield int(self._sizes[members].sum()) - given, members.tolist()
+                    given = 0
                 window = 0
             epoch += 1
             block = int(self._blocks(epoch)[0][0]) if epoch < EPOCHS else 0

@@ -51,7 +51,7 @@ order = Order(shards.shard_sizes, seed=3, window=1)
 print("begun", flush=True)
 for position in range(int(epochs) * len(shards)):
     if position % 6 == 0:
-        windows = list(islice(order.shards_from(position), 2))
+        windows = [shards for _, shards in islice(order.windows_from(position), 2)]
         shards.expect(windows)
         if position % len(shards) == 0:
             for shard in windows[0] + windows[1]:  # until nothing is on its way

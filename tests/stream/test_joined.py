@@ -67,6 +67,52 @@ def test_a_cached_mixture_is_the_same(roots: tuple[Path, Path], tmp_path: Path) 
     sets.close()
 
 
+class Recording(ShardSet):
+    """Notes what is announced, as if there were a cache."""
+
+    announced: list[set[int]]
+
+    @property
+    def is_cached(self) -> bool:
+        return True
+
+    def expect(self, windows: Sequence[Sequence[int]]) -> None:
+        self.announced.append({shard for window in windows for shard in window})
+
+
+def recording(root: Path, batch_size: int, rank: int, world: int) -> tuple[Recording, Loader[list[tuple[str, int]]]]:
+    shards = Recording.open(root, "train")
+    assert isinstance(shards, Recording)
+    shards.announced = []
+    return shards, Loader(
+        shards, keys, seed=1, batch_size=batch_size, rank=rank, world=world, window=2, prefetch=1, max_bad_samples=0
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_rank_announces_what_it_reads_and_the_window_after(make_set: MakeSet, world: int) -> None:
+    root = make_set(splits={"train": [6] * 12})
+    for rank in range(world):
+        shards, batches = recording(root, 8, rank, world)
+        made = batches._batches.following(0)
+        read = [{index // 6 for _, index in next(made).batch} for _ in range(30)]
+        steps = [found for found in shards.announced if found]
+        assert all(any(found <= told for told in steps) for found in read)
+        assert max(map(len, steps)) <= 6
+        assert min(map(len, steps)) >= 4
+
+
+def test_ranks_far_apart_announce_their_own_windows(make_set: MakeSet) -> None:
+    root = make_set(splits={"train": [4] * 32})
+    told = []
+    for rank in (0, 7):
+        shards, batches = recording(root, 64, rank, 8)
+        batches._batches._expect(0)
+        told.append(shards.announced[0])
+    assert all(len(shards) <= 6 for shards in told)
+    assert told[0] != told[1]
+
+
 def test_sets_with_other_tokenizers_are_refused(make_set: MakeSet, roots: tuple[Path, Path]) -> None:
     import dataclasses
 

@@ -184,7 +184,10 @@ def test_the_shards_ahead_are_those_that_the_order_comes_to(block: int, monkeypa
     sizes = [3, 1, 4, 2, 5, 0, 2, 6, 1, 3, 2]
     order, ends = Order(sizes, 1, 2), np.cumsum(sizes)
     for position in range(2 * sum(sizes)):
-        windows = list(islice(order.shards_from(position), 14))
+        windows = [shards for _, shards in islice(order.windows_from(position), 14)]
+        left = next(order.windows_from(position))[0]
+        rest = order.indexes(np.arange(position, position + left))[1]
+        assert {int(np.searchsorted(ends, index, side="right")) for index in rest.tolist()} <= set(windows[0])
         met = dict.fromkeys(
             int(np.searchsorted(ends, index, side="right"))
             for index in order.indexes(np.arange(position, position + 8))[1].tolist()

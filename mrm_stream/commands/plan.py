@@ -1,0 +1,73 @@
+"""`mrm-stream plan`: what a run will cost in order, state and traffic, before there are any data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+_SAMPLES_PER_RANK = 64
+
+
+class _Whole(click.ParamType[int]):
+    """A whole number, which may be written as 1e9."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            number = float(value)
+            if number < 1 or number != int(number):
+                raise ValueError
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a whole number of at least 1, such as 1e9", param, ctx)
+        return int(number)
+
+
+@click.command()
+@click.option("--samples", type=_Whole(), required=True, help="In the set, such as 1e9.")
+@click.option("--ranks", type=click.IntRange(min=1), required=True, help="Processes, one a GPU.")
+@click.option("--ranks-per-node", type=click.IntRange(min=1), default=None, help="That share a cache.  [default: 8]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=None,
+    help=f"Samples a step, over all ranks.  [default: {_SAMPLES_PER_RANK} a rank]",
+)
+@click.option("--samples-per-shard", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--window", type=click.IntRange(min=1), default=16, show_default=True, help="Shards that are mixed.")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True)
+def plan(
+    samples: int,
+    ranks: int,
+    ranks_per_node: int | None,
+    batch_size: int | None,
+    samples_per_shard: int,
+    window: int,
+    shard_mb: float,
+) -> None:
+    """Simulate the order of a run of any size, without data: state, time, memory, shards and traffic.
+
+    \b
+    mrm-stream plan --samples 1e9 --ranks 4096
+    """
+    from mrm_stream.bench.plan import PlanOptions, plan_run, sizes_up_to
+    from mrm_stream.bench.plan_table import plan_notes, plan_table
+
+    plans = [
+        plan_run(
+            PlanOptions(
+                samples=size,
+                ranks=ranks,
+                batch_size=batch_size or _SAMPLES_PER_RANK * ranks,
+                ranks_per_node=ranks_per_node or min(8, ranks),
+                samples_per_shard=samples_per_shard,
+                window=window,
+                shard_mb=shard_mb,
+            )
+        )
+        for size in sizes_up_to(samples)
+    ]
+    click.echo(plan_table(plans))
+    click.echo(f"\n{plan_notes(plans[-1])}")
