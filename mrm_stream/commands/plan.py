@@ -35,9 +35,15 @@ class _Whole(click.ParamType[int]):
     default=None,
     help=f"Samples a step, over all ranks.  [default: {_SAMPLES_PER_RANK} a rank]",
 )
-@click.option("--samples-per-shard", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--samples-per-shard", type=click.IntRange(min=1), default=512, show_default=True, help="As packed.")
 @click.option("--window", type=click.IntRange(min=1), default=16, show_default=True, help="Shards that are mixed.")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True)
+@click.option(
+    "--shard-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="Megabytes of a shard.",
+)
 def plan(
     samples: int,
     ranks: int,
