@@ -12,6 +12,7 @@ from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import SetPlan, ShardPlan
 from mrm_stream.packing.reports_files import learn_files
 from mrm_stream.records import Record
+from mrm_stream.sources import reading
 from mrm_stream.storage import Place, place_of
 
 
@@ -39,7 +40,7 @@ def test_a_report_that_images_share_is_read_once(tmp_path: Path, monkeypatch: py
         read[record.report_path or ""] += 1
         return original(root, record)
 
-    original = reports_files.read_report
+    original = reading.read_report
     monkeypatch.setattr(reports_files, "read_report", counted)
     vocabulary = learn_files(plan_of(root), None).tokenizer.get_vocab()
     assert read == {"1.txt": 1, "2.txt": 1}
