@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from mrm_stream.errors import StorageError
@@ -16,6 +20,8 @@ from mrm_stream.storage import Place, read_pieces, upload
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 TEMPORARY_SUFFIX = ".tmp"
+_STAGING_PREFIX = "mrm-stream-staging-"
+_STAGING_LOCK = "lock"
 
 
 class HashingFile:
@@ -60,16 +66,16 @@ def publishing(path: Place, *, staging: Place | None = None) -> Iterator[Hashing
     """Write a file that appears at `path` only when the block ends without an exception.
 
     Args:
-        path: Where it will be; what lies there is replaced. A remote one is written to the machine's temporary folder
-            first, and uploaded.
+        path: Where it will be; what lies there is replaced. A remote one is written to a `staging_folder` first, and
+            uploaded.
         staging: Folder of a local one's temporary file, on the same file system; by default the folder of `path`.
 
     Raises:
         StorageError: The disk is full, or the place cannot be written to. Nothing is left behind.
     """
     if not isinstance(path, Path):
-        with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
-            local = Path(folder) / path.name
+        with staging_folder() as folder:
+            local = folder / path.name
             with _publishing_locally(local, local.parent) as file:
                 yield file
             upload(local, path)
@@ -77,6 +83,64 @@ def publishing(path: Place, *, staging: Place | None = None) -> Iterator[Hashing
     assert staging is None or isinstance(staging, Path), "a local file is not staged remotely"
     with _publishing_locally(path, staging or path.parent) as file:
         yield file
+
+
+@contextmanager
+def staging_folder() -> Iterator[Path]:
+    """Make a folder for patients' data in the machine's temporary folder, and remove it when the block ends.
+
+    Only its owner can look inside. A process that is killed cannot remove its own: the kernel unlocks it then, and the
+    next job of the same user on the same machine does; see `sweep_staging`.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    _sweep_once(os.getpid())
+    with _naming(Path(tempfile.gettempdir())):
+        folder, lock = _locked_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """Return a new folder, and the descriptor of the file in it that is locked while its owner lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX))  # made with mode 0700
+        path = folder / _STAGING_LOCK
+        lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists():
+                return folder, lock
+        except BlockingIOError:
+            pass
+        except OSError:  # no locks on this file system: nobody can sweep it either
+            return folder, lock
+        # A sweep that came between these two steps holds the lock, or has removed the folder: another one is made.
+        os.close(lock)
+
+
+def sweep_staging() -> None:
+    """Remove what killed processes of this user left in `staging_folder`s of this machine."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_STAGING_PREFIX}*"):
+        with suppress(OSError):  # another user's, in use, or just removed
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            lock = os.open(folder / _STAGING_LOCK, os.O_WRONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+@lru_cache(maxsize=1)
+def _sweep_once(process: int) -> None:
+    """Sweep when a process stages its first file: a cluster's workers are on machines where no job begins."""
+    sweep_staging()
 
 
 @contextmanager
@@ -130,7 +194,7 @@ def sha256_of(path: Place) -> str:
 
 
 def make_private_folder(path: Place) -> None:
-    """Create `path`, and its parents, so that only its owner can look inside; one that is there is closed too.
+    """Create `path`, and its parents, so that only its owner can look inside; what is there stays as open as it is.
 
     Remote storage has no folders to make, and its owner's settings decide who can look.
 
@@ -141,7 +205,8 @@ def make_private_folder(path: Place) -> None:
         return
     with _naming(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(FOLDER_MODE)
-        for folder in missing:  # or a power cut takes the folder, and all that was synced into it
-            sync_folder(folder.parent)
+        for folder in reversed(missing):
+            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            sync_folder(folder.parent)  # or a power cut takes the folder, and all that was synced into it
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

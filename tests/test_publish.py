@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,15 @@ import pytest
 
 from mrm_stream import publish
 from mrm_stream.errors import StorageError
-from mrm_stream.publish import HashingFile, make_private_folder, publish_bytes, publishing, sha256_of
+from mrm_stream.publish import (
+    HashingFile,
+    make_private_folder,
+    publish_bytes,
+    publishing,
+    sha256_of,
+    staging_folder,
+    sweep_staging,
+)
 from mrm_stream.storage import Place, names_in, place_of, read_whole, remove
 
 
@@ -52,8 +66,19 @@ def test_what_was_there_stays_until_the_whole_is(folder: Place) -> None:
 def test_local_files_and_folders_are_their_owner_s_alone(tmp_path: Path) -> None:
     make_private_folder(tmp_path / "x" / "y")
     publish_bytes(tmp_path / "x" / "y" / "a", b"content")
-    assert stat.S_IMODE((tmp_path / "x" / "y").stat().st_mode) == 0o700
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("x", "x/y")} == {0o700}
     assert stat.S_IMODE((tmp_path / "x" / "y" / "a").stat().st_mode) == 0o600
+
+
+def test_a_folder_that_is_there_stays_as_open_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x").chmod(0o755)
+    make_private_folder(tmp_path / "x")
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o755
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="cannot be written"):
+            make_private_folder(path)
 
 
 def test_an_empty_file_is_a_file(folder: Place) -> None:
@@ -85,3 +110,72 @@ def test_what_was_staged_for_an_upload_is_gone_even_where_it_failed(
     with pytest.raises(StorageError, match="made up"):
         publish_bytes(place_of("memory://publish/failed"), b"content")
     assert [local.parent.exists() for local in staged] == [False]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+_STAGE = """
+import sys, time
+from mrm_stream.publish import staging_folder
+with staging_folder() as folder:
+    (folder / "patient").write_bytes(b"content")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_staged_is_swept_and_what_a_living_one_stages_is_not(temporary: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", _STAGE]
+    killed, living = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2))
+    try:
+        folders = []
+        for process in (killed, living):
+            assert process.stdout is not None
+            folders.append(Path(process.stdout.readline().strip()))
+        assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700]
+        killed.kill()
+        killed.wait()
+        assert (folders[0] / "patient").exists()
+        sweep_staging()
+        assert [folder.exists() for folder in folders] == [False, True]
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.communicate()
+
+
+def test_a_sweep_takes_no_folder_that_is_not_ours(temporary: Path) -> None:
+    (temporary / "elsewhere").mkdir()
+    (temporary / "elsewhere" / "lock").touch()
+    (temporary / "mrm-stream-staging-link").symlink_to(temporary / "elsewhere")
+    (temporary / "mrm-stream-staging-beginning").mkdir()  # its owner has not locked it yet
+    (temporary / "mrm-stream-staging-left").mkdir()
+    (temporary / "mrm-stream-staging-left" / "lock").touch()
+    (temporary / "thesis").mkdir()
+    (temporary / "thesis" / "lock").touch()
+    sweep_staging()
+    assert names_in(temporary) == {"elsewhere", "mrm-stream-staging-link", "mrm-stream-staging-beginning", "thesis"}
+
+
+def test_a_staging_folder_that_a_sweep_got_hold_of_is_not_used(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swept between the making of its lock and the locking."""
+    flock, calls = fcntl.flock, iter(range(9))
+
+    def late(file: Any, operation: int) -> None:
+        if next(calls) == 0:
+            (swept,) = temporary.glob("mrm-stream-staging-*")
+            shutil.rmtree(swept)
+        flock(file, operation)
+
+    publish.sweep_staging()
+    monkeypatch.setattr(fcntl, "flock", late)
+    with staging_folder() as folder:
+        assert folder.is_dir()
+    assert names_in(temporary) == set()

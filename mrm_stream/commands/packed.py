@@ -40,8 +40,7 @@ def verify(directory: Place, decode: bool, processes: int | None, scheduler: str
         )
     _tell_faults(faults)
     if faults:
-        remedy = f"mrm-stream repair {directory} --root SOURCE mends what it can."
-        raise click.ClickException(f"{directory}: {counted(len(faults), 'fault')}\n  {remedy}")
+        raise click.ClickException(f"{directory}: {counted(len(faults), 'fault')}{_remedies(faults, directory)}")
     click.echo(f"{directory}: no fault found{'' if decode else ' (every checksum; --decode looks at each sample)'}")
 
 
@@ -81,16 +80,21 @@ def inspect(directory: Place, out: Path | None, count: int, seed: int) -> None:
 @click.option("--root", type=PLACE, required=True, help="The data set that it was packed from.")
 @click.option("--lists", type=PLACE, help="As given when it was packed.")
 @with_workers
-def repair(directory: Place, root: Place, lists: Place | None, processes: int | None, scheduler: str | None) -> None:
+@click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where DIRECTORY is not a local path.")
+def repair(
+    directory: Place, root: Place, lists: Place | None, processes: int | None, scheduler: str | None, may_store: bool
+) -> None:
     """Pack again, from the source, the shards that `verify` finds wrong; the set is then what it was, to the bit.
 
     \b
     mrm-stream repair shards/mimic --root /data/mimic-cxr-jpg
     """
+    from mrm_stream.commands.shard import check_destination
     from mrm_stream.packing.repair import repair
     from mrm_stream.progress import progress
 
     start()
+    check_destination(directory, may_store)
     with progress("repairing", "shards") as advance:
         found, left = repair(
             directory,
@@ -101,7 +105,8 @@ def repair(directory: Place, root: Place, lists: Place | None, processes: int | 
         )
     _tell_faults(left)
     if left:
-        raise click.ClickException(f"{directory}: {len(left)} of {counted(len(found), 'fault')} left")
+        remedies = _remedies([fault for fault in left if fault.remedy], directory)
+        raise click.ClickException(f"{directory}: {len(left)} of {counted(len(found), 'fault')} left{remedies}")
     click.echo(f"{directory}: {counted(len(found), 'fault')} mended" if found else f"{directory}: there was no fault")
 
 
@@ -169,3 +174,10 @@ def _tell_faults(faults: list[Fault]) -> None:
         click.echo(str(fault))
     if len(faults) > _SHOWN:
         click.echo(f"... and {len(faults) - _SHOWN} more")
+
+
+def _remedies(faults: list[Fault], directory: Place) -> str:
+    """Return a line for each thing that helps: `repair` is named only where it can mend some of it."""
+    lines = [f"mrm-stream repair {directory} --root SOURCE mends what it can."] * any(not f.remedy for f in faults)
+    lines += sorted({fault.remedy for fault in faults if fault.remedy})
+    return "".join(f"\n  {line}" for line in lines)

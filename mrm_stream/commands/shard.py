@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrm_stream.commands.common import FILE, PLACE, chosen_workers, resumable, start, with_workers
+from mrm_stream.commands.common import FILE, PLACE, chosen_workers, counted, resumable, start, with_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
     from mrm_stream.packing.estimate import Estimate
     from mrm_stream.packing.manifest import Manifest
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=PLACE, required=True, help="New directory for the shards.")
 @click.option("--lists", type=PLACE, help="The reference code's list files, which then say what is in which split.")
 @click.option(
-    "--short-side", type=click.IntRange(min=32), default=1024, show_default=True, help="Pixels; never up-scaled."
+    "--short-side", type=click.IntRange(32, 1 << 14), default=1024, show_default=True, help="Pixels; never up-scaled."
 )
 @click.option("--views", type=click.Choice(["all", "frontal"]), default="all", show_default=True, help="Which to pack.")
 @click.option("--sections", help="Of the reports, in order: findings,impression.  [default: the whole report]")
@@ -44,9 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--vocabulary",
     type=click.IntRange(min=64, max=65_536),
-    default=30_000,
-    show_default=True,
-    help="Tokenizer's size, at most.",
+    help="Size of the tokenizer that is trained, at most.  [default: 30000]",
 )
 @click.option("--tokenizer", type=FILE, help="Use this tokenizer.json instead of training one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the records.")
@@ -62,6 +65,7 @@ def shard(
     out: Place,
     lists: Place | None,
     tokenizer: Path | None,
+    vocabulary: int | None,
     max_bad: float,
     processes: int | None,
     scheduler: str | None,
@@ -77,10 +81,11 @@ def shard(
     \b
     mrm-stream shard --src mimic --root /data/mimic-cxr-jpg --out shards/mimic
     """
+    from mrm_stream.errors import ConfigError
     from mrm_stream.packing.estimate import estimate
     from mrm_stream.packing.options import PackOptions
     from mrm_stream.packing.pack import Progress, pack
-    from mrm_stream.packing.plan import plan_set
+    from mrm_stream.packing.plan import SetPlan, plan_set
     from mrm_stream.packing.sections import check_sections
     from mrm_stream.progress import progress
     from mrm_stream.sources.registry import find_source
@@ -89,20 +94,34 @@ def shard(
     start()
     conditions = find_source(source).conditions
     check_destination(out, may_store)
-    options = PackOptions(sections=check_sections(sections) if sections else (), **choices)
+    if tokenizer is not None and vocabulary is not None:
+        raise ConfigError(
+            "are two tokenizers", where="--tokenizer, --vocabulary", remedy="Give one, or train one: not both."
+        )
+    if vocabulary is not None:
+        choices["vocabulary"] = vocabulary
+    options = PackOptions(sections=check_sections(sections) if sections is not None else (), **choices)
     workers = chosen_workers(processes, scheduler)
     if dry_run:
-        tell_estimate(estimate(plan_set(source, root, options, lists), tokenizer), workers.processes)
+        guess = estimate(plan_set(source, root, options, lists), tokenizer)
+        tell_estimate(guess, None if scheduler is not None else workers.processes)
         return
-    if conditions and not names_in(out):
-        click.echo(f"Conditions of use: {conditions}")
+
+    def tell_conditions(plan: SetPlan) -> None:
+        if conditions and not names_in(out):
+            click.echo(f"Conditions of use: {conditions}")
+
     started = time.perf_counter()
-    with resumable(), progress("packing", "records") as advance:
+    with resumable(), unwinding_on_sigterm(), progress("packing", "records") as advance:
 
         def show(state: Progress) -> None:
+            nonlocal started
+            if state.records == state.kept:
+                started = time.perf_counter()  # the speed is that of packing, not of looking at what is there
             seconds = max(time.perf_counter() - started, 1e-9)
             speed = f"{state.bytes_in / 1e6 / seconds:.1f} MB/s in, {state.bytes_out / 1e6 / seconds:.1f} MB/s out"
-            advance(state.records, state.total, f"{speed}, {state.bad} bad")
+            kept = f", {state.kept} kept" if state.kept else ""
+            advance(state.records, state.total, f"{speed}, {state.bad} bad{kept}", state.kept)
 
         manifest = pack(
             source,
@@ -113,11 +132,33 @@ def shard(
             tokenizer=tokenizer,
             max_bad=max_bad,
             workers=workers,
+            planned=tell_conditions,
             progress=show,
         )
     tell_manifest(manifest, out)
     if manifest.reports is not None:
         click.echo(f"Next: mrm-stream train --config configs/mrm_vit_b16.yaml --shards {out} --out runs/first")
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send before they kill, end the block as an exception does: it tidies up first.
+
+    The process ends with 143, as the shell tells of a SIGTERM. A signal that is repeated meanwhile is the same request.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_destination(out: Place, may_store: bool) -> None:
@@ -149,16 +190,35 @@ def tell_manifest(manifest: Manifest, out: Place) -> None:
         click.echo(f"Left out: {reasons}; each is named in {out / 'quarantine.jsonl'}")
 
 
-def tell_estimate(guess: Estimate, processes: int) -> None:
-    """Say what would be packed."""
+def duration(seconds: float) -> str:
+    """Return a time as one says it.
+
+    Example:
+        >>> duration(20), duration(60), duration(170), duration(7_500)
+        ('under a minute', '1 minute', '3 minutes', '2.1 hours')
+    """
+    if seconds < 60:
+        return "under a minute"
+    if seconds < 90 * 60:
+        return counted(round(seconds / 60), "minute")
+    return f"{seconds / 3600:,.1f} hours"
+
+
+def tell_estimate(guess: Estimate, processes: int | None) -> None:
+    """Say what would be packed, and how long so many processes take; None: a cluster's, whose number is not known."""
+    if processes is None:
+        time_taken = f"about {duration(guess.seconds)} of one process's time, which the cluster's share"
+    else:
+        time_taken = (
+            f"about {duration(guess.seconds / processes)} with {processes} process{'' if processes == 1 else 'es'}"
+        )
     splits = ", ".join(f"{count:,} {split}" for split, count in guess.splits.items())
     views = ", ".join(f"{count:,} {view}" for view, count in guess.views.items())
     click.echo(f"{guess.records:,} records of {guess.subjects:,} known subjects in {guess.shards:,} shards: {splits}")
     click.echo(f"Views: {views}")
     click.echo(
         f"From {guess.tried} records tried: {guess.bytes_in / 1e9:.3g} GB of images would become "
-        f"{guess.bytes_out / 1e9:.3g} GB of shards, in about {guess.seconds / processes / 60:.2g} minutes "
-        f"with {processes} processes"
+        f"{guess.bytes_out / 1e9:.3g} GB of shards, in {time_taken}"
     )
     if guess.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in guess.bad.items())

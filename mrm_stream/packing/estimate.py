@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.pack import make_job
@@ -15,7 +13,7 @@ from mrm_stream.packing.plan import SetPlan, ShardPlan
 from mrm_stream.packing.reports_files import publish_files
 from mrm_stream.packing.shard import write_shard
 from mrm_stream.packing.worker import Rejected, pack_records
-from mrm_stream.publish import make_private_folder
+from mrm_stream.publish import make_private_folder, staging_folder
 from mrm_stream.storage import Place
 
 TRIED = 64
@@ -52,12 +50,13 @@ def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
         SourceError, ShardError: As `pack`, where no record tried can be used at all.
     """
     records = [record for shard in plan.shards for record in shard.records]
-    chosen = records[:: max(1, len(records) // TRIED)][:TRIED]
+    tried = min(TRIED, len(records))
+    chosen = [records[number * len(records) // tried] for number in range(tried)]
     few = replace(plan, shards=(ShardPlan("tried", tuple(chosen)),))
     bad: Counter[str] = Counter()
     bytes_in = 0
-    with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
-        journal = Journal(Path(folder))
+    with staging_folder() as folder:
+        journal = Journal(folder)
         make_private_folder(journal.folder)
         reports = publish_files(journal, few, tokenizer) if plan.has_reports else None
         started = time.perf_counter()
@@ -69,7 +68,7 @@ def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
             else:
                 samples.append(one[0])
                 bytes_in += one[1]
-        entry = write_shard(Path(folder) / "tried.tar", samples)
+        entry = write_shard(folder / "tried.tar", samples)
         seconds = time.perf_counter() - started
     scale = len(records) / len(chosen)
     return Estimate(

@@ -1,9 +1,10 @@
 """What a packing job keeps while it runs, in `OUT/.packing/`, so that an interrupted one goes on where it stopped.
 
-    lock          held by the one process that packs into OUT
-    job.json      fingerprint of the job: other options or other records are another job
-    NAME.json     written after the files it speaks of are published: one a shard, and one for tokenizer and dictionary
-    .*.tmp        unfinished files
+    lock            held by the one process that packs into OUT
+    job.json        fingerprint of the job: other options or other records are another job
+    NAME.json       written after the files it speaks of are published: one a shard, one for tokenizer and dictionary
+    rejected.jsonl  the records left out, where they were too many
+    .*.tmp          unfinished files
 
 The folder is removed when the manifest stands.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +25,17 @@ from mrm_stream.errors import ShardError
 from mrm_stream.packing.lock import locked
 from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
 from mrm_stream.packing.shard import canonical_json
-from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sync_folder
+from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sweep_staging, sync_folder
 from mrm_stream.storage import Place, names_in, read_whole, remove, remove_empty_folder
 
 FOLDER = ".packing"
 _JOB = "job.json"
 _LOCK = "lock"
+_REJECTED = "rejected.jsonl"
 _NOTE_LIMIT = 1 << 30
 _OUR_FILES = {FOLDER, MANIFEST, TOKENIZER, DICTIONARY, QUARANTINE}
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,12 @@ class Journal:
             return None
         return content if is_whole else None
 
+    def list_rejected(self, lines: bytes) -> Place:
+        """Keep the list of records that were left out of a job that ends without a set; return its file."""
+        path = self.folder / _REJECTED
+        publish_bytes(path, lines)
+        return path
+
     def sweep(self) -> None:
         """Remove unfinished files; remote storage shows none."""
         if isinstance(self.folder, Path):
@@ -94,17 +105,23 @@ def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
         ShardError: `out` holds a finished set, another job's leftovers, or files that are not ours; another process is
             packing there; or it cannot be written to.
     """
-    _check_vacant(out)
+    check_vacant(out)
     journal = Journal(out)
+    is_new = not out.exists()
     make_private_folder(out)
+    if not is_new and isinstance(out, Path) and out.stat().st_mode & 0o077:
+        # What is in it is closed to others; the folder's own mode is its owner's business.
+        _logger.warning("%s: others can see the names of the files in it, though not read them", out)
     make_private_folder(journal.folder)
     with locked(journal.folder / _LOCK, out):
         _check_job(journal, fingerprint)
         journal.sweep()
+        sweep_staging()
         try:
             yield journal
         finally:
             journal.sweep()
+            sweep_staging()  # of worker processes, which end at once when this one does
     remove_empty_folder(journal.folder)
 
 
@@ -112,7 +129,12 @@ def _is_ours(name: str) -> bool:
     return name in _OUR_FILES or SHARD_NAME.fullmatch(Path(name).with_suffix(".tar").name) is not None
 
 
-def _check_vacant(out: Place) -> None:
+def check_vacant(out: Place) -> None:
+    """Check that a job may begin, or go on, in a directory.
+
+    Raises:
+        ShardError: It holds a finished set or files that are not ours, or is none.
+    """
     try:
         names = names_in(out)
     except NotADirectoryError as error:

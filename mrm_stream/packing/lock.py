@@ -2,11 +2,14 @@
 
 A lease is renewed while its owner lives. Clocks of machines differ, so nobody reads a time from it: who finds a lease
 watches it for as long as a living owner would take to renew it twice, and takes it over if it does not change.
-Whoever lost a lease that way (asleep, or cut off) does no harm: the same job writes the same bytes.
+Whoever lost a lease that way (asleep, or cut off) leaves the new owner's alone, and does no harm: the same job writes
+the same bytes. For the same reason a local file system that knows no locks (Lustre without `-o flock`, NFS without
+lockd) is packed onto without one, with a warning: two jobs there may end in each other's errors, never in a wrong set.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -24,6 +27,7 @@ from mrm_stream.storage import Place, create_exclusively, overwrite, read_whole,
 RENEWED_S = 15.0
 """Seconds from one renewal of a lease to the next."""
 _LEASE_LIMIT = 1 << 10
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 _logger = logging.getLogger(__name__)
 
@@ -42,10 +46,7 @@ def locked(lock: Place, directory: Place) -> Iterator[None]:
     """
     if isinstance(lock, Path):
         with _opened(lock) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise _in_use(directory) from error
+            _lock_file(file, lock, directory)
             if not _is_still_there(file, lock):
                 raise _in_use(directory)
             yield
@@ -61,7 +62,8 @@ def locked(lock: Place, directory: Place) -> Iterator[None]:
         ended.set()
         renewal.join()
         try:
-            remove(lock)
+            if _is_owned(_read(lock), owner):
+                remove(lock)
         except StorageError as error:  # what ended the block is what matters; the next one waits the lease out
             _logger.warning("the lease could not be removed: %s", error.what)
 
@@ -73,6 +75,19 @@ def _opened(lock: Path) -> BinaryIO:
         raise StorageError(
             f"cannot be written: {error.strerror}", where=lock, remedy="Free some space, or choose another directory."
         ) from error
+
+
+def _lock_file(file: BinaryIO, lock: Path, directory: Place) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _in_use(directory) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise StorageError(
+                f"cannot be locked: {error.strerror}", where=lock, remedy="Choose a directory on another disk."
+            ) from error
+        _logger.warning("%s: its file system has no locks; see that no other process packs there", directory)
 
 
 def _is_still_there(file: BinaryIO, lock: Path) -> bool:
@@ -103,6 +118,13 @@ def _renew(lock: Place, owner: str, ended: threading.Event) -> None:
     while not ended.wait(RENEWED_S):
         count += 1
         try:
+            found = _read(lock)
+            # One that is gone was removed by somebody who is about to make another: the first to do so has it.
+            if not found and create_exclusively(lock, _lease(owner, count)):
+                continue
+            if not _is_owned(found, owner):
+                _logger.warning("%s: another process has taken the lease, and may write there too", lock)
+                return
             overwrite(lock, _lease(owner, count))
         except StorageError as error:
             _logger.warning("the lease could not be renewed: %s", error.what)
@@ -110,6 +132,10 @@ def _renew(lock: Place, owner: str, ended: threading.Event) -> None:
 
 def _lease(owner: str, count: int) -> bytes:
     return f"{owner} {count}\n".encode("ascii")
+
+
+def _is_owned(lease: bytes, owner: str) -> bool:
+    return lease.split(b" ")[0] == owner.encode("ascii")
 
 
 def _read(lock: Place) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.sections import check_sections
 from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, canonical_json, members_of
 from mrm_stream.publish import publish_bytes
 from mrm_stream.records import SPLITS
@@ -22,6 +23,9 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 DICTIONARY = "reports.zdict"
 QUARANTINE = "quarantine.jsonl"
+DICTIONARY_LIMIT = 1 << 20
+QUARANTINE_LIMIT = 1 << 30
+"""Bytes of the two files that are read, at most; see `read_whole`."""
 FORMAT = "mrm-stream-shards"
 VERSION = 2
 
@@ -39,9 +43,18 @@ class ReportsEntry:
     vocabulary: int
     """Entries of the tokenizer."""
     is_trained: bool
-    """On this set's reports; else the tokenizer was given."""
+    """On this set's reports, to `options.vocabulary` entries at most; else the tokenizer was given."""
     length: int | None = None
     """Tokens of a report that were kept, at most; None: all."""
+    is_retrained: bool = False
+    """When the set was tokenized again, on the reports stored in it; else when it was packed, on the source's."""
+    trained_sections: tuple[str, ...] | None = None
+    """Of the reports, that it was trained on, where others were tokenized; None: `options.sections`."""
+
+    @property
+    def made(self) -> str:
+        """Where the tokenizer came from, in the manifest's words."""
+        return "given" if not self.is_trained else "trained again" if self.is_retrained else "trained"
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,8 @@ def _to_text(manifest: Manifest) -> bytes:
                 "file": TOKENIZER,
                 "sha256": reports.tokenizer_sha256,
                 "vocabulary": reports.vocabulary,
-                "made": "trained" if reports.is_trained else "given",
+                "made": reports.made,
+                "sections": None if reports.trained_sections is None else list(reports.trained_sections),
                 "length": reports.length,
             },
             "dictionary": {"file": DICTIONARY, "sha256": reports.dictionary_sha256},
@@ -177,13 +191,21 @@ def _from_json(content: Any) -> Manifest:
 
 def _reports(content: Any) -> ReportsEntry:
     tokenizer = content["tokenizer"]
+    sections = tokenizer["sections"]
     return ReportsEntry(
         tokenizer_sha256=_sha256(tokenizer["sha256"]),
         dictionary_sha256=_sha256(content["dictionary"]["sha256"]),
         vocabulary=_count(tokenizer["vocabulary"]),
-        is_trained=tokenizer["made"] == "trained",
+        is_trained=tokenizer["made"] in ("trained", "trained again"),
         length=None if tokenizer["length"] is None else _count(tokenizer["length"]),
+        is_retrained=tokenizer["made"] == "trained again",
+        trained_sections=None if sections is None else _sections(sections),
     )
+
+
+def _sections(content: Any) -> tuple[str, ...]:
+    sections = tuple(_text(section) for section in content)
+    return check_sections(sections) if sections else ()
 
 
 def _place(split: str) -> int:

@@ -47,7 +47,7 @@ class PackOptions:
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
-                raise ConfigError(f"must be between {low} and {high}", where=name)
+                raise ConfigError(f"must be between {low} and {high}", where=name, remedy="Give a whole number.")
         for name, choices in (("rendering", Rendering), ("views", Views), ("uncertain", Policy)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(f"must be one of {', '.join(get_args(choices))}", where=name)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mrm_stream.errors import ConfigError, ShardError, SourceError
-from mrm_stream.packing.journal import Journal, open_journal
+from mrm_stream.packing.journal import Journal, check_vacant, open_journal
 from mrm_stream.packing.manifest import QUARANTINE, Manifest, ReportsEntry, read_manifest, write_manifest
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import SetPlan, libraries, plan_set
@@ -20,7 +20,6 @@ from mrm_stream.packing.tokenizer import load_tokenizer
 from mrm_stream.packing.worker import Job, Rejected, ShardResult, pack_shard
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import publish_bytes
-from mrm_stream.sources.tables import quoted
 from mrm_stream.storage import Place
 
 MAX_BAD = 0.01
@@ -38,9 +37,11 @@ class Progress:
     total: int
     bad: int
     bytes_in: int
-    """Of the images packed, as found."""
+    """Of the images that this run packed, as found."""
     bytes_out: int
-    """Of the shards."""
+    """Of the shards that this run packed."""
+    kept: int = 0
+    """Records done by an interrupted run before this one."""
 
 
 def pack(
@@ -53,6 +54,7 @@ def pack(
     tokenizer: Path | None = None,
     max_bad: float = MAX_BAD,
     workers: Workers | None = None,
+    planned: Callable[[SetPlan], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Pack a data set into shards.
@@ -69,6 +71,7 @@ def pack(
         tokenizer: Use this one instead of training one on the reports.
         max_bad: Share of the records that may be rejected.
         workers: What packs; by default this process.
+        planned: Called once the data set is listed, before anything is written.
         progress: Called when a shard is done.
 
     Returns:
@@ -83,7 +86,10 @@ def pack(
     """
     if not 0 <= max_bad <= 1:
         raise ConfigError("is a share: 0 to 1", where="max_bad")
+    check_vacant(out)
     plan = plan_set(source, root, options or PackOptions(), lists)
+    if planned is not None:
+        planned(plan)
     given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
     with open_journal(out, plan.fingerprint(given)) as journal:
         if journal.is_finished:
@@ -116,14 +122,15 @@ def _pack_shards(
             records=done.records + len(shard.records),
             total=done.total,
             bad=done.bad + len(result.rejected),
-            bytes_in=done.bytes_in + result.bytes_in,
-            bytes_out=done.bytes_out + (result.entry.bytes if result.entry else 0),
+            bytes_in=done.bytes_in + (0 if result.is_kept else result.bytes_in),
+            bytes_out=done.bytes_out + (result.entry.bytes if result.entry and not result.is_kept else 0),
+            kept=done.kept + (len(shard.records) if result.is_kept else 0),
         )
         if progress is not None:
             progress(done)
         # Found out now rather than in the morning; but where nothing at all is good, that is told at the end.
         if done.bad > max_bad * done.total and any(result.entry for result in results.values()):
-            raise _too_many_bad(_rejected(results), done, max_bad, job.root)
+            raise _too_many_bad(_rejected(results), done, max_bad, job)
     return results
 
 
@@ -143,7 +150,6 @@ def _conclude(
         raise _nothing_usable(rejected, reasons, journal.out)
     if rejected:
         _logger.warning("%d records are quarantined: %s", len(rejected), dict(reasons.most_common()))
-    lines = b"".join(canonical_json(asdict(line)) + b"\n" for line in rejected)
     manifest = Manifest(
         source=plan.source,
         options=plan.options,
@@ -151,7 +157,7 @@ def _conclude(
         has_masks=plan.has_masks,
         by_lists=plan.by_lists,
         quarantined=dict(reasons),
-        quarantine_sha256=publish_bytes(journal.out / QUARANTINE, lines, staging=journal.folder),
+        quarantine_sha256=publish_bytes(journal.out / QUARANTINE, _as_lines(rejected), staging=journal.folder),
         splits={split: tuple(entries) for split, entries in splits.items()},
     )
     write_manifest(journal.out, manifest, staging=journal.folder)
@@ -163,13 +169,20 @@ def _rejected(results: dict[str, ShardResult]) -> list[Rejected]:
     return sorted(lines, key=lambda line: line.key)
 
 
-def _too_many_bad(rejected: Sequence[Rejected], done: Progress, max_bad: float, root: Place) -> SourceError:
+def _as_lines(rejected: Sequence[Rejected]) -> bytes:
+    return b"".join(canonical_json(asdict(line)) + b"\n" for line in rejected)
+
+
+def _too_many_bad(rejected: Sequence[Rejected], done: Progress, max_bad: float, job: Job) -> SourceError:
+    """Return the error, and leave the list of those that are bad so far."""
+    path = job.journal.list_rejected(_as_lines(rejected))
     reasons = Counter(line.reason for line in rejected)
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     return SourceError(
         f"{done.bad} of the first {done.records} records are bad ({listed}); of {done.total}, {max_bad:.2%} may be",
-        where=root,
-        remedy=f"{_example(rejected[0])} Mend the source, or run again with a larger --max-bad: what is done is kept.",
+        where=job.root,
+        remedy=f"{_example(rejected[0])} Each is named in {path}. Mend the source and run the same command again, or "
+        "run it with a larger --max-bad: what is done is kept, and those that were bad are tried again.",
     )
 
 
@@ -183,4 +196,5 @@ def _nothing_usable(rejected: Sequence[Rejected], reasons: Counter[str], out: Pl
 
 
 def _example(line: Rejected) -> str:
-    return f"For example {quoted(line.image_path)}: {line.detail}."
+    # Where the path is not told, the key still tells one file from another.
+    return f"For example {line.key}, {line.image_path}: {line.detail}."

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.lock import locked
-from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, ReportsEntry, read_manifest
+from mrm_stream.packing.manifest import (
+    DICTIONARY,
+    QUARANTINE,
+    QUARANTINE_LIMIT,
+    TOKENIZER,
+    Manifest,
+    ReportsEntry,
+    read_manifest,
+)
 from mrm_stream.packing.pack import make_job
 from mrm_stream.packing.plan import SetPlan, ShardPlan, plan_set
 from mrm_stream.packing.reports_files import learn_files
@@ -20,11 +30,11 @@ from mrm_stream.packing.verify import STRAY, Fault, verify
 from mrm_stream.packing.worker import Job, Rejected, pack_records
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import publish_bytes, publishing
-from mrm_stream.storage import Place, remove
+from mrm_stream.storage import Place, read_whole, remove
 
 _LOCK = ".repair.lock"
 _CHUNK = 8 << 20
-_CHANGED = "The images or reports, or the libraries that pack them, have changed since: pack the set anew."
+_CHANGED = "the images or reports, or the libraries that pack them, have changed since: pack the set anew"
 
 
 def repair(
@@ -47,17 +57,18 @@ def repair(
         progress: Called with shards packed again, and how many there are to pack.
 
     Returns:
-        The faults found, and those that are left.
+        The faults found, and those that are left, with the reason: one that cannot be mended keeps none from it.
 
     Raises:
-        ShardError: The manifest is damaged; what comes of the source is no longer what was packed; or another process
-            repairs this set.
+        ShardError: The manifest is damaged, or another process repairs this set.
         SourceError: The source is not laid out as it should be.
     """
     workers = workers or Workers()
     manifest = read_manifest(directory)
     if manifest.by_lists and lists is None:
         raise ShardError("was packed by list files", where=directory, remedy="Give their folder with --lists.")
+    if isinstance(directory, Path):
+        directory = directory.resolve()  # workers may have another working directory
     with locked(directory / _LOCK, directory):
         try:
             return _repair(directory, root, manifest, lists, workers, progress)
@@ -77,50 +88,104 @@ def _repair(
     if not faults:
         return [], []
     plan = plan_set(manifest.source, root, manifest.options, lists if manifest.by_lists else None)
+    damaged = {fault.file for fault in faults}
+    if QUARANTINE in damaged and not manifest.quarantined:
+        publish_bytes(directory / QUARANTINE, b"")
+    failures: dict[str, str] = {}
     if manifest.reports is not None:
-        _mend_reports_files(directory, plan, manifest.reports, {fault.file for fault in faults})
+        failures |= _mend_reports_files(directory, plan, manifest.reports, damaged)
     wrong = {fault.shard for fault in faults}
     entries = {Path(entry.file).stem: entry for entry in manifest.shards() if entry.file in wrong}
-    shards = [shard for shard in plan.shards if shard.name in entries]
-    if len(shards) != len(entries):
-        raise ShardError("the source no longer has the records of some shards", where=root, remedy=_CHANGED)
-    again = partial(_pack_again, make_job(plan, Journal(directory), manifest.reports), entries)
-    for done, _ in enumerate(run_all(again, shards, workers), start=1):
-        if progress is not None:
-            progress(done, len(shards))
+    if failures:  # every shard's bytes come of them
+        failures |= {entry.file: f"{' and '.join(sorted(failures))} must be mended first" for entry in entries.values()}
+    else:
+        failures |= _mend_shards(directory, plan, manifest, entries, workers, progress)
     for fault in faults:
         if fault.what == STRAY:
             remove(directory / fault.file)
-    return faults, verify(directory, workers=workers)
+    left = verify(directory, workers=workers)
+    return faults, [replace(fault, why_left=failures.get(fault.shard or fault.file)) for fault in left]
 
 
-def _pack_again(job: Job, entries: dict[str, ShardEntry], plan: ShardPlan) -> None:
-    """Pack one shard aside, and put it in its place if it is what it was."""
+def _mend_shards(
+    directory: Place,
+    plan: SetPlan,
+    manifest: Manifest,
+    entries: dict[str, ShardEntry],
+    workers: Workers,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, str]:
+    """Pack shards again; return why, for each that is not what it was."""
+    changed, left_out = _CHANGED, _left_out(directory, manifest)
+    if left_out is None:
+        changed, left_out = f"{QUARANTINE}, which tells what was left out, is damaged too; or {_CHANGED}", frozenset()
+    shards = [
+        ShardPlan(shard.name, tuple(record for record in shard.records if record.key not in left_out))
+        for shard in plan.shards
+        if shard.name in entries
+    ]
+    failures = {
+        entries[name].file: f"the source no longer has its records: {changed}"
+        for name in entries.keys() - {shard.name for shard in shards}
+    }
+    again = partial(_pack_again, make_job(plan, Journal(directory), manifest.reports), entries)
+    for done, (shard, is_mended) in enumerate(run_all(again, shards, workers), start=1):
+        if not is_mended:
+            failures[entries[shard.name].file] = f"packed again, it is not what it was: {changed}"
+        if progress is not None:
+            progress(done, len(shards))
+    return failures
+
+
+def _left_out(directory: Place, manifest: Manifest) -> frozenset[str] | None:
+    """Return the keys of the records that have no sample, for whatever reason; None where nobody knows any more.
+
+    Tokenizing again may have left out what packing did not, and forgets for which sections packing left out what.
+    """
+    try:
+        content = read_whole(directory / QUARANTINE, QUARANTINE_LIMIT)
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest() != manifest.quarantine_sha256:
+        return None
+    try:
+        return frozenset(str(json.loads(line)["key"]) for line in content.splitlines())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _pack_again(job: Job, entries: dict[str, ShardEntry], plan: ShardPlan) -> bool:
+    """Pack one shard aside, and put it in its place if it is what it was; return whether it is."""
     entry = entries[plan.name]
     with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
         aside = Path(folder) / entry.file
         samples = (packed[0] for packed in pack_records(job, plan.records) if not isinstance(packed, Rejected))
         if write_shard(aside, samples) != entry:
-            raise ShardError(f"{entry.file}, packed again, is not what it was", where=job.root, remedy=_CHANGED)
+            return False
         for path in (aside, index_path(aside)):
             with path.open("rb") as file, publishing(job.journal.out / path.name) as published:
                 while chunk := file.read(_CHUNK):
                     published.write(chunk)
+    return True
 
 
-def _mend_reports_files(directory: Place, plan: SetPlan, reports: ReportsEntry, wrong: set[str]) -> None:
-    if not wrong & {TOKENIZER, DICTIONARY}:
-        return
-    if TOKENIZER in wrong and not reports.is_trained:
-        raise ShardError(
-            "the tokenizer is damaged, and was not trained when this set was packed",
-            where=directory / TOKENIZER,
-            remedy="Copy it there again from where it came; then repair the rest.",
-        )
+def _mend_reports_files(directory: Place, plan: SetPlan, reports: ReportsEntry, wrong: set[str]) -> dict[str, str]:
+    """Learn tokenizer and dictionary again, those that are wrong; return why, for each that is left."""
+    failures: dict[str, str] = {}
+    if TOKENIZER in wrong and (not reports.is_trained or reports.is_retrained):
+        failures[TOKENIZER] = "it was not trained when this set was packed"
+    mendable = (wrong & {TOKENIZER, DICTIONARY}) - failures.keys()
+    if not mendable:
+        return failures
+    if reports.trained_sections is not None:
+        plan = replace(plan, options=replace(plan.options, sections=reports.trained_sections))
+    # Where the tokenizer is lost for good, any serves to learn the dictionary beside: it is not written.
     learnt = learn_files(plan, None if TOKENIZER in wrong else directory / TOKENIZER)
     contents = {TOKENIZER: learnt.tokenizer_text(), DICTIONARY: learnt.dictionary}
     digests = {TOKENIZER: reports.tokenizer_sha256, DICTIONARY: reports.dictionary_sha256}
-    for name in sorted(wrong & contents.keys()):
-        if hashlib.sha256(contents[name]).hexdigest() != digests[name]:
-            raise ShardError(f"{name}, learnt again, is not what it was", where=plan.root, remedy=_CHANGED)
-        publish_bytes(directory / name, contents[name])
+    for name in sorted(mendable):
+        if hashlib.sha256(contents[name]).hexdigest() == digests[name]:
+            publish_bytes(directory / name, contents[name])
+        else:
+            failures[name] = f"learnt again, it is not what it was: {_CHANGED}"
+    return failures

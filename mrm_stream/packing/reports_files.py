@@ -40,6 +40,8 @@ class LearntFiles:
 
     tokenizer: Tokenizer
     dictionary: bytes
+    unread: tuple[str, ...] = ()
+    """Keys of the records whose report could not be read, or has none of the sections."""
 
     def tokenizer_text(self) -> bytes:
         """Return the content of the tokenizer's file."""
@@ -61,16 +63,21 @@ def learn_files(plan: SetPlan, given: Place | None) -> LearntFiles:
     reasons: Counter[str] = Counter()
     reports: list[str] = []
     chosen: list[str] = []
+    unread: list[str] = []
     held = 0
-    for study, report in _training_reports(plan, reasons):
-        if held < TRAINING_BYTES:  # the dictionary looks at no more
-            reports.append(report)
-            held += len(report)
-        elif given is not None:
+    for record, report in _training_reports(plan):
+        if held >= TRAINING_BYTES and given is not None:
             break
-        with suppress(RecordError):  # without the sections asked for: told when its shard is packed
-            sections = plan.options.sections
-            chosen.append(select_sections(report, study, sections) if sections else report)
+        try:
+            if isinstance(report, RecordError):
+                raise report
+            if held < TRAINING_BYTES:  # the dictionary looks at no more
+                reports.append(report)
+                held += len(report)
+            chosen.append(_chosen_sections(plan, record, report))
+        except RecordError as error:  # told when its shard is packed
+            unread.append(record.key)
+            reasons[reason_of(error)] += 1
     if given is not None:
         tokenizer = load_tokenizer(given)
     elif chosen:
@@ -83,51 +90,76 @@ def learn_files(plan: SetPlan, given: Place | None) -> LearntFiles:
             where=plan.root,
             remedy="Check the reports, or give a tokenizer.",
         )
-    return LearntFiles(tokenizer, learn_dictionary(reports))
+    return LearntFiles(tokenizer, learn_dictionary(reports), tuple(unread))
 
 
 def publish_files(journal: Journal, plan: SetPlan, given: Place | None) -> ReportsEntry:
     """Publish tokenizer and dictionary of a set, or keep those of an interrupted run.
 
+    They are kept only if no report has come that could not be read then. Else they are learnt again, and every shard
+    that was packed with others is packed again.
+
     Raises:
         SourceError, ShardError: As `learn_files`; nothing is left behind then.
         StorageError: They cannot be written.
     """
-    noted = journal.recall(_NOTE)
-    paths = {"tokenizer_sha256": journal.out / TOKENIZER, "dictionary_sha256": journal.out / DICTIONARY}
-    if noted is not None and all(path.exists() and sha256_of(path) == noted[name] for name, path in paths.items()):
-        return ReportsEntry(**noted)
+    kept = _recall_files(journal, plan)
+    if kept is not None:
+        return kept
     try:
         learnt = learn_files(plan, given)
     except SourceError:
         journal.discard()
         raise
     made = ReportsEntry(
-        tokenizer_sha256=publish_bytes(paths["tokenizer_sha256"], learnt.tokenizer_text(), staging=journal.folder),
-        dictionary_sha256=publish_bytes(paths["dictionary_sha256"], learnt.dictionary, staging=journal.folder),
+        tokenizer_sha256=publish_bytes(journal.out / TOKENIZER, learnt.tokenizer_text(), staging=journal.folder),
+        dictionary_sha256=publish_bytes(journal.out / DICTIONARY, learnt.dictionary, staging=journal.folder),
         vocabulary=learnt.tokenizer.get_vocab_size(),
         is_trained=given is None,
     )
-    journal.note(_NOTE, asdict(made))
+    journal.note(_NOTE, {"entry": asdict(made), "unread": learnt.unread})
     return made
 
 
-def _training_reports(plan: SetPlan, reasons: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield study and report of the training split, in the shards' order; count those that cannot be read.
+def _recall_files(journal: Journal, plan: SetPlan) -> ReportsEntry | None:
+    """Return what an interrupted run noted, if the files are what it wrote, and would be learnt again so."""
+    noted = journal.recall(_NOTE)
+    try:
+        entry, unread = ReportsEntry(**noted["entry"]), set(noted["unread"])
+    except (TypeError, KeyError):
+        return None
+    digests = {TOKENIZER: entry.tokenizer_sha256, DICTIONARY: entry.dictionary_sha256}
+    for name, digest in digests.items():
+        path = journal.out / name
+        if not path.exists() or sha256_of(path) != digest:
+            return None
+    for record, report in _training_reports(plan, unread):
+        with suppress(RecordError):
+            if not isinstance(report, RecordError):
+                _chosen_sections(plan, record, report)
+                _logger.warning("reports have come that the tokenizer was not trained on: all is packed again")
+                return None
+    return entry
+
+
+def _training_reports(plan: SetPlan, only: set[str] | None = None) -> Iterator[tuple[Record, str | RecordError]]:
+    """Yield each record of the training split with its report, or why there is none, in the shards' order.
 
     A report that several images share is read, and learnt from, once.
+
+    Args:
+        plan: Of the set.
+        only: Keys of the records to read; None: all.
     """
     records = _one_a_report(record for shard in plan.shards for record in shard.records if record.split == "train")
-    total = len(records)
+    if only is not None:
+        records = [record for record in records if record.key in only]
     told = time.monotonic()
     for number, (record, report) in enumerate(_read(plan.root, records), start=1):
-        if isinstance(report, RecordError):
-            reasons[reason_of(report)] += 1
-        else:
-            yield record.study, report
+        yield record, report
         if time.monotonic() - told > SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            _logger.info("reading reports: %d/%d", number, total)
+            _logger.info("reading reports: %d/%d", number, len(records))
 
 
 def _one_a_report(records: Iterable[Record]) -> list[Record]:
@@ -154,3 +186,8 @@ def _report_or_error(root: Place, record: Record) -> str | RecordError:
         return read_report(root, record)
     except RecordError as error:
         return error
+
+
+def _chosen_sections(plan: SetPlan, record: Record, report: str) -> str:
+    sections = plan.options.sections
+    return select_sections(report, record.study, sections) if sections else report

@@ -16,7 +16,9 @@ from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.journal import Journal, open_journal
 from mrm_stream.packing.manifest import (
     DICTIONARY,
+    DICTIONARY_LIMIT,
     QUARANTINE,
+    QUARANTINE_LIMIT,
     TOKENIZER,
     Manifest,
     ReportsEntry,
@@ -28,6 +30,7 @@ from mrm_stream.packing.pack import MAX_BAD
 from mrm_stream.packing.sections import select_sections
 from mrm_stream.packing.shard import (
     MASK_MEMBER,
+    SHARD_LIMIT,
     PackedSample,
     ShardEntry,
     canonical_json,
@@ -40,9 +43,6 @@ from mrm_stream.packing.worker import Rejected, reason_of, tokens_of
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import publish_bytes
 from mrm_stream.storage import Place, read_whole
-
-_SHARD_LIMIT = 1 << 40
-_FILE_LIMIT = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def retokenize(
         The manifest, which then stands in `out`.
 
     Raises:
-        ShardError: The set is damaged or has no reports, or `out` is in use.
+        ShardError: The set is damaged or has no reports, or `out` is in use or within the set.
         SourceError: Too many samples have none of the sections.
         StorageError: `out` cannot be written to.
     """
@@ -96,8 +96,13 @@ def retokenize(
         raise ShardError("the set has no reports", where=directory, remedy="Give a set that was packed with reports.")
     if length is not None and length < 1:
         raise ConfigError("must be at least 1", where="length")
-    for fault in common_faults(directory, old):  # they would be copied, and then vouched for
-        raise ShardError(fault.what, where=directory / fault.file, remedy="Repair the set first.")
+    if _is_within(out, directory):
+        raise ShardError(
+            "a set within a set", where=out, remedy="Choose a directory that is not in the one of the set."
+        )
+    # They would be copied, and then vouched for: quarantine.jsonl too, which tells `repair` what was left out.
+    for fault in common_faults(directory, old):
+        raise ShardError(fault.what, where=directory / fault.file, remedy=fault.remedy or "Repair the set first.")
     options = old.options if sections is None else replace(old.options, sections=sections)
     choices = [old.fingerprint, list(options.sections), vocabulary, length]
     given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
@@ -120,9 +125,17 @@ def retokenize(
             results[entry.file] = result
             if progress is not None:
                 progress(done, len(entries))
+        if vocabulary is not None:
+            options = replace(options, vocabulary=vocabulary)
         manifest = _conclude(journal, directory, replace(old, options=options, reports=reports), results, max_bad)
         journal.close()
     return manifest
+
+
+def _is_within(out: Place, directory: Place) -> bool:
+    if isinstance(out, Path) and isinstance(directory, Path):
+        return directory.resolve() in out.resolve().parents
+    return str(out).startswith(f"{str(directory).rstrip('/')}/")
 
 
 def _publish_files(
@@ -141,19 +154,28 @@ def _publish_files(
     else:
         learnt = train_tokenizer(list(_stored_reports(directory, old, sections)), vocabulary)
     text: str = learnt.to_str(pretty=True)
-    dictionary = read_whole(directory / DICTIONARY, _FILE_LIMIT)
+    dictionary = read_whole(directory / DICTIONARY, DICTIONARY_LIMIT)
+    is_own = tokenizer is None and vocabulary is None
+    is_retrained = vocabulary is not None or (is_own and old.reports.is_retrained)
+    trained_sections = None
+    if is_own and old.reports.is_trained:
+        before = old.reports.trained_sections
+        before = old.options.sections if before is None else before
+        trained_sections = None if before == sections else before
     return ReportsEntry(
         tokenizer_sha256=publish_bytes(journal.out / TOKENIZER, text.encode(), staging=journal.folder),
         dictionary_sha256=publish_bytes(journal.out / DICTIONARY, dictionary, staging=journal.folder),
         vocabulary=learnt.get_vocab_size(),
-        is_trained=False,  # not when the set was packed: `repair` cannot train it again
+        is_trained=vocabulary is not None or (is_own and old.reports.is_trained),
         length=length,
+        is_retrained=is_retrained,
+        trained_sections=trained_sections,
     )
 
 
 def _stored_reports(directory: Place, manifest: Manifest, sections: tuple[str, ...]) -> Iterator[str]:
     """Yield the chosen sections of the training split's reports; those without any are told of later."""
-    codec = ReportCodec(read_whole(directory / DICTIONARY, _FILE_LIMIT))
+    codec = ReportCodec(read_whole(directory / DICTIONARY, DICTIONARY_LIMIT))
     for entry in manifest.splits.get("train", ()):
         for sample in _samples(directory, entry, manifest.members):
             assert sample.report is not None
@@ -174,7 +196,7 @@ def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Re
                 verify_shard(task.journal.out, kept, task.members)
             return kept, [Rejected(**line) for line in noted["rejected"]]
     tokenizer = load_tokenizer(task.journal.out / TOKENIZER)
-    codec = ReportCodec(read_whole(task.source / DICTIONARY, _FILE_LIMIT))
+    codec = ReportCodec(read_whole(task.source / DICTIONARY, DICTIONARY_LIMIT))
     rejected: list[Rejected] = []
 
     def samples() -> Iterator[PackedSample]:
@@ -199,13 +221,9 @@ def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Re
 def _samples(directory: Place, entry: ShardEntry, members: tuple[str, ...]) -> Iterator[PackedSample]:
     """Yield the samples of a shard, once it is found to be what the manifest says."""
     index = verify_shard(directory, entry, members)
-    data = memoryview(read_whole(index.path, _SHARD_LIMIT))
+    data = read_whole(index.path, SHARD_LIMIT)
     for row in range(len(index)):
-        starts, sizes = index.offsets[row].tolist(), index.sizes[row].tolist()
-        contents = {
-            extension: bytes(data[start : start + size])
-            for extension, start, size in zip(members, starts, sizes, strict=True)
-        }
+        contents = index.cut(data, row)
         yield PackedSample(
             index.key(row),
             contents["jpg"],
@@ -232,7 +250,7 @@ def _conclude(
             where=directory,
             remedy="Choose other sections, or run again with a larger --max-bad: what is done is kept.",
         )
-    lines = read_whole(directory / QUARANTINE, _SHARD_LIMIT)
+    lines = read_whole(directory / QUARANTINE, QUARANTINE_LIMIT)
     lines += b"".join(canonical_json(asdict(line)) + b"\n" for line in rejected)
     splits = {
         split: tuple(written for entry in entries if (written := results[entry.file][0]) is not None)

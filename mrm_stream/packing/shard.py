@@ -33,6 +33,9 @@ MASK_MEMBER = "mask.png"
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}", re.ASCII)
 
+SHARD_LIMIT = 1 << 40
+"""Bytes of a tar that are read, at most; see `read_whole`."""
+
 _BLOCK = tarfile.BLOCKSIZE
 _MTIME = 946_684_800  # 2000-01-01: some tars warn of times near zero.
 _INDEX_VERSION = "v1.2"
@@ -96,6 +99,17 @@ class ShardIndex:
     def key(self, sample: int) -> str:
         """Return the key of the sample at this place of the shard."""
         return bytes(self.encoded_keys[sample]).decode("ascii")
+
+    def span(self, sample: int, member: str) -> tuple[int, int]:
+        """Return the first byte of a member in the tar, and the one after its last."""
+        column = self.members.index(member)
+        start = int(self.offsets[sample, column])
+        return start, start + int(self.sizes[sample, column])
+
+    def cut(self, tar: bytes, sample: int) -> dict[str, bytes]:
+        """Return the members of one sample by their extensions, cut out of the tar's content."""
+        spans = {member: self.span(sample, member) for member in self.members}
+        return {member: tar[start:end] for member, (start, end) in spans.items()}
 
 
 def canonical_json(value: Any) -> bytes:

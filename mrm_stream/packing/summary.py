@@ -268,8 +268,8 @@ def _read(index: ShardIndex, member: str, rows: Sequence[int], limit: int) -> Se
         raise _damaged(index, rows[int(sizes.argmin())], f"{member} is empty")
     if len(rows) and int(sizes.max()) > limit:
         raise _damaged(index, rows[int(sizes.argmax())], f"{member} is larger than any")
-    starts = index.offsets[list(rows), column].tolist()
-    ends = [start + size for start, size in zip(starts, sizes.tolist(), strict=True)]
+    spans = [index.span(row, member) for row in rows]
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
     tar = index.path
     if isinstance(tar, Path):
         return _read_local(tar, starts, ends)

@@ -17,15 +17,30 @@ from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
 from mrm_stream.packing.images.jpeg import decode_jpeg
-from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, TOKENIZER, Manifest, read_manifest
-from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, verify_shard
+from mrm_stream.packing.manifest import (
+    DICTIONARY,
+    DICTIONARY_LIMIT,
+    MANIFEST,
+    QUARANTINE,
+    TOKENIZER,
+    Manifest,
+    ReportsEntry,
+    read_manifest,
+)
+from mrm_stream.packing.shard import MASK_MEMBER, SHARD_LIMIT, ShardEntry, ShardIndex, index_path, verify_shard
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import sha256_of
 from mrm_stream.storage import Place, names_in, read_whole
 
 STRAY = "is not in the manifest"
-_SHARD_LIMIT = 1 << 40
-_DICTIONARY_LIMIT = 1 << 20
+_PACK_ANEW = "Packed so, not damaged since: only packing the set anew, to another directory, can help."
+_QUARANTINE_ANEW = (
+    f"{QUARANTINE}: pack (and tokenize) the set anew, to another directory: the same source gives the same list."
+)
+_TOKENIZER_GIVEN = f"{TOKENIZER}: copy it from where it was given."
+_TOKENIZER_TRAINED_AGAIN = (
+    f"{TOKENIZER}: tokenize the set anew, to another directory: the same choices give the same one."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +51,13 @@ class Fault:
     what: str
     shard: str | None = None
     """The shard that `repair` would pack again to mend it; None: it is none of a shard's."""
+    remedy: str | None = None
+    """What helps where `repair` cannot; None: `repair` mends it, if the source is what it was."""
+    why_left: str | None = None
+    """Why `repair` has left it."""
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.what}"
+        return f"{self.file}: {self.what}" + (f" ({self.why_left})" if self.why_left else "")
 
 
 def verify(
@@ -60,9 +79,14 @@ def verify(
         ShardError: The manifest is absent or damaged: nothing else can be checked without it.
     """
     manifest = read_manifest(directory)
+    if isinstance(directory, Path):
+        directory = directory.resolve()  # workers may have another working directory
     faults = [*_stray_files(directory, manifest), *common_faults(directory, manifest)]
     shards = manifest.shards()
-    check = partial(_shard_faults, directory, manifest.members, _vocabulary(manifest) if decode else None)
+    has_dictionary = manifest.reports is not None and all(fault.file != DICTIONARY for fault in faults)
+    check = partial(
+        _shard_faults, directory, manifest.members, _vocabulary(manifest) if decode else None, has_dictionary
+    )
     for done, (_, found) in enumerate(run_all(check, shards, workers or Workers()), start=1):
         faults += found
         if progress is not None:
@@ -89,18 +113,32 @@ def _stray_files(directory: Place, manifest: Manifest) -> Iterator[Fault]:
 def common_faults(directory: Place, manifest: Manifest) -> Iterator[Fault]:
     """Yield what is wrong with the files that the shards of a set share."""
     digests = {QUARANTINE: manifest.quarantine_sha256}
+    remedies: dict[str, str | None] = {QUARANTINE: _QUARANTINE_ANEW if manifest.quarantined else None}
     if manifest.reports is not None:
         digests |= {TOKENIZER: manifest.reports.tokenizer_sha256, DICTIONARY: manifest.reports.dictionary_sha256}
+        remedies[TOKENIZER] = _tokenizer_remedy(manifest.reports)
     for name, digest in digests.items():
         try:
             if sha256_of(directory / name) != digest:
-                yield Fault(name, "the SHA-256 is not the manifest's")
+                yield Fault(name, "the SHA-256 is not the manifest's", remedy=remedies.get(name))
         except OSError as error:
-            yield Fault(name, f"cannot be read: {error.strerror or 'there is no such file'}")
+            what = f"cannot be read: {error.strerror or 'there is no such file'}"
+            yield Fault(name, what, remedy=remedies.get(name))
 
 
-def _shard_faults(directory: Place, members: tuple[str, ...], vocabulary: int | None, entry: ShardEntry) -> list[Fault]:
-    """Return what is wrong with one shard; its samples are decoded where a vocabulary is given."""
+def _tokenizer_remedy(reports: ReportsEntry) -> str | None:
+    if not reports.is_trained:
+        return _TOKENIZER_GIVEN
+    return _TOKENIZER_TRAINED_AGAIN if reports.is_retrained else None
+
+
+def _shard_faults(
+    directory: Place, members: tuple[str, ...], vocabulary: int | None, has_dictionary: bool, entry: ShardEntry
+) -> list[Fault]:
+    """Return what is wrong with one shard; its samples are decoded where a vocabulary is given.
+
+    Reports are restored only with a whole dictionary: with another, all of them would seem damaged.
+    """
     try:
         index = verify_shard(directory, entry, members)
     except ShardError as error:
@@ -108,23 +146,15 @@ def _shard_faults(directory: Place, members: tuple[str, ...], vocabulary: int | 
         return [Fault(file, error.what, entry.file)]
     if vocabulary is None:
         return []
-    return [Fault(entry.file, what, entry.file) for what in _sample_faults(directory, index, vocabulary)]
+    codec = ReportCodec(read_whole(directory / DICTIONARY, DICTIONARY_LIMIT)) if has_dictionary else None
+    return [Fault(entry.file, what, remedy=_PACK_ANEW) for what in _sample_faults(index, vocabulary, codec)]
 
 
-def _sample_faults(directory: Place, index: ShardIndex, vocabulary: int) -> Iterator[str]:
-    codec = None
-    if "txt.zst" in index.members:
-        codec = ReportCodec(read_whole(directory / DICTIONARY, _DICTIONARY_LIMIT))
-    data = read_whole(index.path, _SHARD_LIMIT)
+def _sample_faults(index: ShardIndex, vocabulary: int, codec: ReportCodec | None) -> Iterator[str]:
+    data = read_whole(index.path, SHARD_LIMIT)
     for row in range(len(index)):
-        contents = {
-            extension: data[start : start + size]
-            for extension, start, size in zip(
-                index.members, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True
-            )
-        }
         try:
-            _check_sample(contents, vocabulary, codec)
+            _check_sample(index.cut(data, row), vocabulary, codec)
         except ValueError as error:
             yield f"{index.key(row)}: {error}"
 
@@ -142,10 +172,11 @@ def _check_sample(contents: dict[str, bytes], vocabulary: int, codec: ReportCode
         raise ValueError("the metadata is not JSON, or lacks the size") from None
     if size != jpeg_size:
         raise ValueError("the metadata tells another size than the JPEG has")
-    if codec is not None:
+    if "tok" in contents:
         tokens = contents["tok"]
         if not tokens or len(tokens) % 2 or int(np.frombuffer(tokens, "<u2").max()) >= vocabulary:
             raise ValueError("the token ids are absent, cut short, or outside the vocabulary")
+    if codec is not None:
         codec.restore(contents["txt.zst"])
     if MASK_MEMBER in contents:
         try:

@@ -28,11 +28,19 @@ from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry, sha
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import ShardPlan, libraries
 from mrm_stream.packing.sections import select_sections
-from mrm_stream.packing.shard import PackedSample, ShardEntry, canonical_json, members_of, verify_shard, write_shard
+from mrm_stream.packing.shard import (
+    PackedSample,
+    ShardEntry,
+    canonical_json,
+    index_path,
+    members_of,
+    verify_shard,
+    write_shard,
+)
 from mrm_stream.packing.tokenizer import encode_report, load_tokenizer
 from mrm_stream.records import Record
-from mrm_stream.sources.reading import read_image, read_mask, read_report
-from mrm_stream.storage import Place, is_remote, read_whole
+from mrm_stream.sources.reading import path_to_tell, read_image, read_mask, read_report
+from mrm_stream.storage import Place, is_remote, read_whole, remove
 
 _REQUESTS = 8
 """Images fetched at a time from a remote root, by each worker: one alone would wait most of its time."""
@@ -63,6 +71,7 @@ class Rejected:
 
     key: str
     image_path: str
+    """Below the root; see `path_to_tell`."""
     reason: str
     """A code to count by, such as `image-truncated`."""
     detail: str
@@ -77,10 +86,15 @@ class ShardResult:
     rejected: tuple[Rejected, ...]
     bytes_in: int
     """Of the images read."""
+    is_kept: bool = False
+    """Whether an interrupted run had packed it."""
 
 
 def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     """Write and publish one shard, or keep the one that an interrupted run of the same job has published.
+
+    It is kept only if every record that was left out still has to be, for the same reason: a source that was mended
+    since gives the set that it would have given at once.
 
     Raises:
         MrmStreamError: The disk is full, the source as a whole cannot be read, or this machine's libraries are others.
@@ -101,9 +115,21 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
                 bytes_in += image_bytes
                 yield sample
 
-    entry = write_shard(job.journal.out / f"{plan.name}.tar", samples(), staging=job.journal.folder)
+    tar = job.journal.out / f"{plan.name}.tar"
+    entry = write_shard(tar, samples(), staging=job.journal.folder)
+    if entry is None:  # with an earlier tokenizer there may have been one
+        for path in (tar, index_path(tar)):
+            remove(path)
     result = ShardResult(entry, tuple(rejected), bytes_in)
-    job.journal.note(plan.name, asdict(result))
+    job.journal.note(
+        plan.name,
+        {
+            "entry": None if entry is None else asdict(entry),
+            "rejected": [asdict(line) for line in rejected],
+            "bytes_in": bytes_in,
+            "reports": _reports_digests(job),
+        },
+    )
     return result
 
 
@@ -124,7 +150,7 @@ def pack_records(job: Job, records: Sequence[Record]) -> Iterator[tuple[PackedSa
         try:
             yield _pack_record(job, record, image, tools)
         except RecordError as error:
-            yield Rejected(record.key, record.image_path, reason_of(error), error.what)
+            yield Rejected(record.key, path_to_tell(job.root, record.image_path), reason_of(error), error.what)
 
 
 def reason_of(error: RecordError) -> str:
@@ -177,6 +203,11 @@ def _pack_record(
         return PackedSample(record.key, encoded.jpeg, metadata, tokens, report, mask), len(data)
     except MrmStreamError:
         raise
+    except MemoryError:
+        raise MrmStreamError(
+            f"memory was short when {record.key} was packed",
+            remedy="Take fewer workers, and run the same command again: what is done is kept.",
+        ) from None
     except Exception as error:
         # A mistake of ours. Its message may hold the report, which must not reach a traceback: only the place goes on.
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -233,7 +264,7 @@ def _metadata(record: Record, image: EncodedImage) -> dict[str, Any]:
 
 
 def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
-    """Return what an interrupted run noted of this shard, if its files are still as it left them, to the bit."""
+    """Return what an interrupted run noted of this shard, if all is as it was then, the shard's files to the bit."""
     noted: Any = job.journal.recall(plan.name)
     if noted is None:
         return None
@@ -242,9 +273,19 @@ def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
         if entry is not None:
             verify_shard(job.journal.out, entry, job.members)
         rejected = tuple(Rejected(**line) for line in noted["rejected"])
-        return ShardResult(entry, rejected, int(noted["bytes_in"]))
+        result = ShardResult(entry, rejected, int(noted["bytes_in"]), is_kept=True)
+        if noted["reports"] != _reports_digests(job):  # the tokens are of another tokenizer
+            return None
     except (ShardError, KeyError, TypeError, ValueError):
         return None
+    keys = {line.key for line in rejected}
+    tried_again = pack_records(job, [record for record in plan.records if record.key in keys])
+    is_as_it_was = all(one == line for one, line in zip(tried_again, rejected, strict=True))
+    return result if is_as_it_was else None
+
+
+def _reports_digests(job: Job) -> list[str] | None:
+    return None if job.reports is None else [job.reports.tokenizer_sha256, job.reports.dictionary_sha256]
 
 
 @lru_cache(maxsize=16)

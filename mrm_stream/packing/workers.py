@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -26,6 +27,7 @@ R = TypeVar("R")
 
 _AHEAD = 3
 """Tasks handed out for each worker: one at work, and others that wait for it."""
+_ADDRESS = re.compile(r"((tcp|tls)://)?(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):\d{1,5}", re.ASCII)
 _CONNECT_S = 30
 _LOST_S = 120.0
 """A scheduler that cannot be reached for so long is given up."""
@@ -41,9 +43,16 @@ class Workers:
     """Address of a Dask scheduler, such as tcp://node17:8786, whose workers are taken instead."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the range and the form."""
         if self.processes < 1:
             raise ConfigError("must be at least 1", where="workers")
+        # Now rather than after the half minute that a connection to nowhere takes.
+        if self.scheduler is not None and not _ADDRESS.fullmatch(self.scheduler):
+            raise ConfigError(
+                f"{self.scheduler[:80]!r} is no address of a Dask scheduler",
+                where="scheduler",
+                remedy="Give the one that `dask scheduler` prints, as tcp://node:8786, tls://node:8786 or node:8786.",
+            )
 
 
 def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: Workers) -> Iterator[tuple[T, R]]:
@@ -60,30 +69,30 @@ def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: Workers) ->
         ClusterError: A worker was killed (on a cluster: at the same task several times), or the scheduler is lost.
     """
     if workers.scheduler is not None:
-        with _cluster(workers.scheduler) as (executor, slots, check):
-            yield from _run_on(executor, slots, check, function, tasks)
+        with _cluster(workers.scheduler) as (executor, slots):
+            yield from _run_on(executor, slots, function, tasks)
     elif workers.processes == 1 or len(tasks) <= 1:
         for task in tasks:
             yield task, function(task)
     else:
         processes = min(workers.processes, len(tasks))
         with _local_pool(processes) as executor:
-            yield from _run_on(executor, processes, lambda: None, function, tasks)
+            yield from _run_on(executor, lambda: processes, function, tasks)
 
 
 def _run_on(
-    executor: Executor, slots: int, check: Callable[[], None], function: Callable[[T], R], tasks: Sequence[T]
+    executor: Executor, slots: Callable[[], int], function: Callable[[T], R], tasks: Sequence[T]
 ) -> Iterator[tuple[T, R]]:
+    """Run the tasks, handing out as many as there is room for each time; `slots` raises what ends the job."""
     waiting = iter(tasks)
     pending: dict[Future[R], T] = {}
     try:
         while True:
-            for task in islice(waiting, _AHEAD * slots - len(pending)):
+            for task in islice(waiting, max(0 if pending else 1, _AHEAD * slots() - len(pending))):
                 pending[executor.submit(function, task)] = task
             if not pending:
                 return
             done, _ = wait(pending, timeout=5, return_when=FIRST_COMPLETED)
-            check()
             for future in done:
                 yield pending.pop(future), future.result()
     except (BrokenProcessPool, CancelledError) as error:
@@ -127,17 +136,24 @@ def _die_with_parent(alive: Connection) -> None:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[tuple[Executor, int, Callable[[], None]]]:
-    """Yield an executor of a Dask cluster, the threads that its workers have, and a check that it can be reached."""
+def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int]]]:
+    """Yield an executor of a Dask cluster, and what tells how many threads its workers have at the time.
+
+    That raises ClusterError when there has been none for too long.
+    """
     try:
         import distributed
     except ImportError as error:
         raise ClusterError(
             "Dask is not installed", where="--scheduler", remedy="pip install 'mrm-stream[cluster]'"
         ) from error
+    client = distributed.Client.__new__(distributed.Client)
     try:
-        client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
+        client.__init__(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
+        # Half-made, it would close itself when collected: in whatever thread, with a traceback.
+        with suppress(Exception):
+            client.close(timeout=1)
         raise ClusterError(
             f"no Dask scheduler answers within {_CONNECT_S} s ({type(error).__name__})",
             where=address,
@@ -145,20 +161,23 @@ def _cluster(address: str) -> Iterator[tuple[Executor, int, Callable[[], None]]]
         ) from error
     try:
         client.wait_for_workers(1, timeout=_CONNECT_S)
-        slots = max(1, sum(client.nthreads().values()))
         last_seen = time.monotonic()
 
-        def check() -> None:
+        def slots() -> int:
             nonlocal last_seen
             # Without a worker the scheduler keeps the tasks, and its clients hear nothing.
-            if client.status == "running" and client.nthreads():
+            threads = 0
+            with suppress(OSError):  # a scheduler that dies while it is asked
+                threads = sum(client.nthreads().values()) if client.status == "running" else 0
+            if threads:
                 last_seen = time.monotonic()
             elif time.monotonic() - last_seen > _LOST_S:
                 raise ClusterError(
                     "the scheduler is lost, or all its workers are", where=address, remedy="Run the same command again."
                 )
+            return threads
 
-        yield client.get_executor(), slots, check
+        yield client.get_executor(), slots
     except TimeoutError as error:
         raise ClusterError(
             f"the cluster has had no worker for {_CONNECT_S} s", where=address, remedy=f"dask worker {address}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS, Record
-from mrm_stream.sources.tables import KEY_PATTERN, claim, read_rows
+from mrm_stream.sources.tables import KEY_PATTERN, claim, quoted, read_rows
 from mrm_stream.storage import Place, is_remote
 
 TABLE = "mimic-cxr-2.0.0-{}.csv"
@@ -172,7 +172,7 @@ def read_splits(path: Place) -> Splits:
         claim(lines, dicom_id, line, path)
         if split not in known:
             raise SourceError(
-                f"unknown split {split[:80]!r}", where=f"{path}, line {line}", remedy=f"Expected {', '.join(SPLITS)}."
+                f"unknown split {quoted(split)}", where=f"{path}, line {line}", remedy=f"Expected {', '.join(SPLITS)}."
             )
         by_image[dicom_id] = known[split]
         if split == "test":
@@ -240,7 +240,7 @@ def _has_column(path: Place, column: str) -> bool:
 def _label_value(value: str, finding: str, path: Place, line: int) -> int:
     if value not in _LABEL_VALUES:
         raise SourceError(
-            f"label {value[:80]!r} of {finding}",
+            f"label {quoted(value)} of {finding}",
             where=f"{path}, line {line}",
             remedy="Expected 1.0, 0.0, -1.0 or none.",
         )

@@ -6,17 +6,20 @@ by reason; the file is in its `where`.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import stat
 import zipfile
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-from mrm_stream.errors import RecordError, SourceError
+from mrm_stream.errors import RecordError, SourceError, StorageError
 from mrm_stream.records import Record
+from mrm_stream.sources.tables import NOT_SHOWN, is_file_name
 from mrm_stream.storage import Place, read_whole
 
 IMAGE_LIMIT = 256 << 20
@@ -39,12 +42,20 @@ _ZIP_FAULTS = (
     ValueError,
 )
 
+_OF_THE_FILE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL),
+    *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV),
+}
+"""What a file itself is to blame for. All else (a failing disk, a lost mount, too many open files) may pass: a record
+that was left out for it would be left out for good."""
+
 
 def read_image(root: Place, record: Record) -> bytes:
     """Return the image's file as it is, still encoded, at most 256 MiB.
 
     Raises:
         RecordError: The file is missing, empty, too large, no regular file, or outside the root.
+        StorageError: The disk or the network fails, or the machine is short of something.
     """
     return _read_file(root, record.image_path, IMAGE_LIMIT, "image")
 
@@ -54,6 +65,7 @@ def read_mask(root: Place, record: Record) -> bytes:
 
     Raises:
         RecordError: The file is missing, empty, too large, no regular file, or outside the root.
+        StorageError: The disk or the network fails, or the machine is short of something.
     """
     assert record.mask_path is not None
     return _read_file(root, record.mask_path, IMAGE_LIMIT, "mask")
@@ -68,6 +80,7 @@ def read_report(root: Place, record: Record) -> str:
     Raises:
         RecordError: The report is missing, empty, too long, not text, or outside the root.
         SourceError: The zip that should hold the reports is none.
+        StorageError: As `read_image`.
     """
     if record.report_text is not None:
         where = f"report of {record.key}"
@@ -95,6 +108,23 @@ def read_report(root: Place, record: Record) -> str:
     return text
 
 
+def path_to_tell(root: Place, path: str) -> str:
+    """Return a path of a table as the quarantine may repeat it.
+
+    Returns:
+        The path where it is a file's name, or a file lies there; else a sentence in its place, as it may be a report
+        that stands in the wrong column.
+    """
+    if is_file_name(path):
+        return path
+    with suppress(Exception):  # whatever is wrong with it, it is not told
+        if isinstance(root, Path):
+            return path if _resolve_below(root, path).is_file() else NOT_SHOWN
+        _check_below(root, path)
+        return path if (root / path).is_file() else NOT_SHOWN
+    return NOT_SHOWN
+
+
 def _read_file(root: Place, path: str, limit: int, noun: str) -> bytes:
     """Return a file below the root; `noun` says in errors what it should have been."""
     if not isinstance(root, Path):
@@ -114,8 +144,20 @@ def _read_file(root: Place, path: str, limit: int, noun: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise RecordError(f"the {noun} is missing", where=where) from None
     except (OSError, RuntimeError, ValueError) as error:
+        _check_of_the_file(error, root, path)
         raise RecordError(f"the {noun} cannot be read", where=where, remedy=str(error)) from error
     return _checked(content, limit, noun, where)
+
+
+def _check_of_the_file(error: Exception, root: Path, path: str) -> None:
+    """Raise StorageError where reading failed for what the file is not to blame for."""
+    if isinstance(error, OSError) and error.errno not in {None, *_OF_THE_FILE}:
+        raise StorageError(
+            f"{path_to_tell(root, path)} cannot be read: {error.strerror}",
+            where=root,
+            remedy="What is done is kept: run the same command again when it can be read. If it never can be, move the "
+            "file away: it is then left out as missing.",
+        ) from None
 
 
 def _checked(content: bytes | None, limit: int, noun: str, where: str) -> bytes:
@@ -171,8 +213,12 @@ def _read_member(root: Place, archive: str, member: str) -> bytes:
         else:
             _check_below(root, archive)
             path = root / archive
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SourceError("the zip of the reports is missing", where=root / archive) from None
+    except OSError as error:
+        if isinstance(root, Path):
+            _check_of_the_file(error, root, archive)
+        raise SourceError(f"the zip of the reports cannot be read: {error.strerror}", where=root / archive) from error
     reports = _open_zip(path, os.getpid())
     try:
         told = reports.getinfo(member)
@@ -184,6 +230,8 @@ def _read_member(root: Place, archive: str, member: str) -> bytes:
     except KeyError:
         raise RecordError("the report is missing", where=where) from None
     except _ZIP_FAULTS as error:
+        if isinstance(root, Path):
+            _check_of_the_file(error, root, archive)
         raise RecordError("the report cannot be read", where=where, remedy=str(error)) from error
 
 
@@ -198,4 +246,6 @@ def _open_zip(path: Place, process: int) -> zipfile.ZipFile:
             raise SourceError(f"the zip is larger than {ZIP_LIMIT:,} bytes", where=path, remedy="Unpack it there.")
         return zipfile.ZipFile(BytesIO(content))
     except _ZIP_FAULTS as error:
+        if isinstance(path, Path):
+            _check_of_the_file(error, path.parent, path.name)
         raise SourceError(f"this is no readable zip ({error})", where=path, remedy="Fetch it again.") from error

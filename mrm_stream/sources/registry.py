@@ -13,7 +13,7 @@ from pathlib import Path
 from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import KEY_PATTERN, quoted
+from mrm_stream.sources.tables import KEY_PATTERN, is_plain, quoted
 from mrm_stream.storage import Place
 
 # Name to the module in this folder that describes it, as its `SOURCE`.
@@ -107,8 +107,8 @@ def _check_keys(records: Sequence[Record], root: Place) -> None:
     for record in records:
         if not KEY_PATTERN.fullmatch(record.key):
             raise SourceError(
-                f"key {record.key[:80]!r} is not valid",
-                where=root / record.image_path,
+                f"key {quoted(record.key)} is not valid",
+                where=root / record.image_path if is_plain(record.image_path) else root,
                 remedy="A key has 1 to 80 ASCII letters, digits, - and _.",
             )
         if record.key in paths:
@@ -127,12 +127,12 @@ def _check_splits(records: Sequence[Record], root: Place, *, may_overlap: bool) 
     for record in records:
         if record.split not in SPLITS:
             raise SourceError(
-                f"unknown split {record.split[:80]!r}", where=root, remedy=f"There are {', '.join(SPLITS)}."
+                f"unknown split {quoted(record.split)}", where=root, remedy=f"There are {', '.join(SPLITS)}."
             )
         if record.subject and split_of.setdefault(record.subject, record.split) != record.split:
             if not may_overlap:
                 raise SourceError(
-                    f"subject {record.subject[:80]!r} is in two splits: {split_of[record.subject]} and {record.split}",
+                    f"subject {quoted(record.subject)} is in two splits: {split_of[record.subject]} and {record.split}",
                     where=root,
                     remedy="Splits are by subject: mend the split table.",
                 )

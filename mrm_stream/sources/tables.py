@@ -30,8 +30,14 @@ TABLE_LIMIT = 2 << 30
 """Bytes of a remote table's file."""
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_PLAIN = re.compile(r"[\w./+:()-]{1,200}", re.ASCII)
 """What a record's key must match as a whole."""
+
+NOT_SHOWN = "(not shown: it is no plain path)"
+"""Stands for a cell that could be a report in the wrong column."""
+
+_PLAIN = re.compile(r"[\w./+:()-]{1,200}", re.ASCII)
+_IMAGE = re.compile(r"[^\n]+\.(?:jpe?g|png|dcm|dicom|tiff?|bmp|gif|gz)", re.IGNORECASE)
+"""A name that is a file's, spaces or not: no report ends so."""
 
 
 def find_table(root: Place, name: str) -> Place:
@@ -115,19 +121,30 @@ def quoted(cell: str) -> str:
         >>> quoted("files/p10/a.jpg"), quoted("The lungs are clear.")
         ("'files/p10/a.jpg'", '(not shown: it is no plain path)')
     """
-    return repr(cell) if _PLAIN.fullmatch(cell) else "(not shown: it is no plain path)"
+    return repr(cell) if is_plain(cell) else NOT_SHOWN
+
+
+def is_plain(cell: str) -> bool:
+    """Return whether a cell can be a path or a name, and no sentence."""
+    return _PLAIN.fullmatch(cell) is not None
+
+
+def is_file_name(path: str) -> bool:
+    """Return whether a path can be repeated: it is plain, or ends as the name of an image does."""
+    return is_plain(path) or _IMAGE.fullmatch(path) is not None
 
 
 def keys_from_paths(paths: Sequence[str]) -> list[str]:
     """Return a key for each of these distinct paths: the file's stem where that is a valid key and no other has it.
 
-    Else it is what can be kept of the stem and 64 bits of the path's SHA-256. A key depends on its own path and on
+    Else it is what can be kept of the stem and 64 bits of the path's SHA-256; of a stem that is no file's name, as it
+    may be a report in the wrong column, nothing is kept. A key depends on its own path and on
     whether another file has the same stem, never on the order of the rows. (32 bits would not do: in sets that call
     their 200,000 files `view1_frontal.jpg`, some five pairs would clash.)
 
     Example:
-        >>> keys_from_paths(["images/a-1.png", "images/b 2.png"])
-        ['a-1', 'b_2-57e05962d644279a']
+        >>> keys_from_paths(["images/a-1.png", "images/b 2.png", "The lungs are clear."])
+        ['a-1', 'b_2-57e05962d644279a', 'image-2513d9b9b79bd0c0']
     """
     stems = [PurePosixPath(path).stem for path in paths]
     uses = Counter(stems)
@@ -138,7 +155,7 @@ def keys_from_paths(paths: Sequence[str]) -> list[str]:
 
 
 def _hashed_key(stem: str, path: str) -> str:
-    kept = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:63]
+    kept = re.sub(r"[^A-Za-z0-9_-]", "_", stem)[:63] if is_plain(stem) or is_file_name(path) else "image"
     return f"{kept}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
 
 

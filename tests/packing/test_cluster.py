@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from mrm_stream.packing.manifest import MANIFEST
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.plan import libraries
+from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import verify
-from mrm_stream.packing.workers import Workers
+from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.storage import Place, place_of
 from tests.packing.faulty_s3 import running
 
@@ -194,11 +195,67 @@ def test_no_scheduler_at_the_address(mixed_set: Path, tmp_path: Path, monkeypatc
     assert time.monotonic() - begun < 20
 
 
-@pytest.mark.parametrize("address", ["nonsense://node:1", "no address at all"])
-def test_an_address_that_is_none(mixed_set: Path, tmp_path: Path, address: str) -> None:
-    with pytest.raises(ClusterError) as caught:
-        pack_set(mixed_set, tmp_path / "set", Workers(scheduler=address))
-    assert caught.value.where == address
+def test_a_client_that_cannot_connect_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it closes itself when it is collected, in whatever thread that happens."""
+    closed: list[object] = []
+
+    def fail(client: distributed.Client, *_: object, **__: object) -> None:
+        raise OSError("made up")
+
+    monkeypatch.setattr(distributed.Client, "__init__", fail)
+    monkeypatch.setattr(distributed.Client, "__del__", lambda client: None)
+    monkeypatch.setattr(distributed.Client, "close", lambda client, timeout: closed.append(timeout))
+    with pytest.raises(ClusterError, match="no Dask scheduler answers"):
+        list(run_all(wait_a_little, [1, 2], Workers(scheduler="tcp://127.0.0.1:1")))
+    assert closed == [1]
+
+
+def wait_a_little(task: int) -> int:
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def test_workers_that_come_later_are_given_work() -> None:
+    taken = 0
+
+    class Tasks(Sequence[int]):
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, place: Any) -> Any:
+            nonlocal taken
+            if place >= 60:
+                raise IndexError
+            taken += 1
+            return place
+
+    waiting: list[int] = []
+    processes: set[int] = set()
+    with cluster_of(1) as cluster:
+        for done, (_, process) in enumerate(run_all(wait_a_little, Tasks(), on(cluster)), start=1):
+            processes.add(process)
+            waiting.append(taken - done)
+            if done == 1:
+                cluster.scale(3)
+    assert max(waiting[:2]) < 3  # three for the one worker
+    assert 6 <= max(waiting) < 9
+    assert len(processes) == 3
+
+
+def test_verify_and_repair_reach_workers_that_have_another_working_directory(
+    cluster: distributed.LocalCluster,
+    mixed_set: Path,
+    packed: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack_set(mixed_set, tmp_path / "set", Workers())
+    monkeypatch.chdir(tmp_path)
+    assert verify(Path("set"), decode=True, workers=on(cluster)) == []
+    (tmp_path / "set" / "train-00001.tar").unlink()
+    found, left = repair(Path("set"), mixed_set, workers=on(cluster))
+    assert ([fault.file for fault in found], left) == (["train-00001.tar"], [])
+    assert contents(Path("set")) == packed
 
 
 def test_a_scheduler_without_workers(mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

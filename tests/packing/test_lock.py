@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
+import os
 import subprocess
 import sys
 import threading
@@ -134,3 +138,53 @@ def test_what_ended_the_work_is_not_hidden_by_a_lease_that_cannot_be_removed(
     with pytest.raises(KeyboardInterrupt), locked(lease, lease.parent):
         raise KeyboardInterrupt
     assert not create_exclusively(lease, b"x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_packed_onto_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    held = False
+    with caplog.at_level(logging.WARNING), locked(tmp_path / "lock", tmp_path):
+        held = True
+    assert held
+    assert "has no locks" in caplog.text
+
+
+def test_a_lock_that_fails_otherwise_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StorageError, match="cannot be locked: Input/output error"), locked(tmp_path / "lock", tmp_path):
+        pass
+
+
+def test_a_lease_that_another_has_taken_is_neither_renewed_nor_removed(
+    lease: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), locked(lease, lease.parent):
+        overwrite(lease, b"another 3\n")
+        time.sleep(0.7)
+        assert read_whole(lease, 100) == b"another 3\n"
+    assert read_whole(lease, 100) == b"another 3\n"
+    assert caplog.text.count("another process has taken the lease") == 1
+
+
+def test_a_lease_that_another_takes_at_the_very_end_is_not_removed(lease: Place) -> None:
+    with locked(lease, lease.parent):
+        overwrite(lease, b"another 3\n")
+    assert read_whole(lease, 100) == b"another 3\n"
+
+
+def test_a_lease_that_was_removed_is_made_again(lease: Place) -> None:
+    with locked(lease, lease.parent):
+        owner = read_whole(lease, 100).split()[0]
+        remove(lease)
+        time.sleep(0.7)
+        assert read_whole(lease, 100).split()[0] == owner
+    assert not lease.exists()

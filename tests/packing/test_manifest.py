@@ -38,6 +38,17 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / MANIFEST).stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+@pytest.mark.parametrize("sections", [None, (), ("findings", "impression")])
+def test_where_the_tokenizer_came_from_is_read(
+    tmp_path: Path, is_trained: bool, sections: tuple[str, ...] | None
+) -> None:
+    reports = ReportsEntry("b" * 64, "c" * 64, 400, is_trained, 7, is_retrained=is_trained, trained_sections=sections)
+    manifest = dataclasses.replace(make_manifest(), reports=reports)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
 def test_the_file_is_as_documented(tmp_path: Path) -> None:
     write_manifest(tmp_path, make_manifest())
     content = json.loads((tmp_path / MANIFEST).read_text())
@@ -48,6 +59,7 @@ def test_the_file_is_as_documented(tmp_path: Path) -> None:
             "sha256": "b" * 64,
             "vocabulary": 400,
             "made": "trained",
+            "sections": None,
             "length": None,
         },
         "dictionary": {"file": "reports.zdict", "sha256": "c" * 64},
@@ -104,6 +116,10 @@ def _in_first_shard(name: str, value: object) -> Callable[[Any], None]:
         lambda content: content.update(splits_from="elsewhere"),
         lambda content: content.update(splits=[]),
         lambda content: content["reports"]["tokenizer"].update(file="../../tokenizer.json"),
+        lambda content: content["reports"]["tokenizer"].update(made="trained elsewhere"),
+        lambda content: content["reports"]["tokenizer"].update(sections=["all"]),
+        lambda content: content["reports"]["tokenizer"].update(sections="findings"),
+        lambda content: content["reports"]["tokenizer"].pop("sections"),
         lambda content: content["splits"].update(other={"samples": 0, "shards": []}),
         lambda content: content["splits"]["train"].update(samples=12),
         lambda content: content["splits"]["train"]["shards"].append(content["splits"]["train"]["shards"][0]),

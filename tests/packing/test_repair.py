@@ -13,6 +13,7 @@ import pytest
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.repair import repair
+from mrm_stream.packing.shard import read_index
 from mrm_stream.packing.tokenizer import load_tokenizer
 from mrm_stream.packing.verify import STRAY, verify
 from mrm_stream.packing.workers import Workers
@@ -100,13 +101,67 @@ def test_a_source_that_has_changed_replaces_nothing(
     for name in ("train-00002.tar", "train-00004.tar"):
         (copy / name).write_bytes(b"damaged")
     before = digests(copy)
-    with pytest.raises(ShardError, match="packed again, is not what it was") as caught:
-        repair(copy, changed)
-    assert "changed since" in str(caught.value.remedy)
+    found, left = repair(copy, changed)
+    assert [fault.file for fault in found] == [fault.file for fault in left] == ["train-00002.idx", "train-00004.idx"]
+    for fault in left:
+        assert str(fault.why_left).startswith("packed again, it is not what it was: ")
+        assert "changed since" in str(fault)
     assert digests(copy) == before
-    with pytest.raises(ShardError, match=r"no longer has the records of some shards|is not what it was"):
-        repair(copy, make_set(tmp_path / "another", 7))
+    assert {str(fault.why_left)[:40] for fault in repair(copy, make_set(tmp_path / "another", 7))[1]} == {
+        "the source no longer has its records: th"
+    }
     assert digests(copy) == before
+
+
+def test_one_shard_that_cannot_be_mended_keeps_no_other_from_it(
+    mixed_set: Path, packed: Path, copy: Path, tmp_path: Path
+) -> None:
+    changed = Path(shutil.copytree(mixed_set, tmp_path / "changed"))
+    key = read_index(copy / "train-00001.tar").key(0)
+    other = next(path for path in (changed / "images").glob("good-*") if path.stem != key)
+    shutil.copy(other, changed / "images" / f"{key}.jpg")
+    for number in (0, 1, 2):
+        (copy / f"train-{number:05d}.tar").unlink()
+    found, left = repair(copy, changed)
+    assert len(found) == 3
+    assert [fault.file for fault in left] == ["train-00001.tar"]
+    assert "is not what it was" in str(left[0])
+    after = digests(copy)
+    assert {name for name, digest in digests(packed).items() if after.get(name) != digest} == {"train-00001.tar"}
+
+
+def test_a_record_that_was_left_out_stays_out_though_it_is_good_now(
+    mixed_set: Path, packed: Path, copy: Path, tmp_path: Path
+) -> None:
+    mended = Path(shutil.copytree(mixed_set, tmp_path / "mended"))
+    bad = next((mended / "images").glob("truncated-*"))
+    shutil.copy(next((mended / "images").glob("good-*")), bad)
+    for path in copy.glob("*.tar"):
+        path.write_bytes(b"")
+    assert repair(copy, mended)[1] == []
+    assert digests(copy) == digests(packed)
+
+
+def test_without_the_list_of_what_was_left_out_the_reason_says_so(
+    mixed_set: Path, copy: Path, tmp_path: Path
+) -> None:
+    mended = Path(shutil.copytree(mixed_set, tmp_path / "mended"))
+    shutil.copy(next((mended / "images").glob("good-*")), next((mended / "images").glob("truncated-*")))
+    (copy / "quarantine.jsonl").unlink()
+    for path in copy.glob("*.tar"):
+        path.write_bytes(b"")
+    left = repair(copy, mended)[1]
+    assert {fault.file.split("-")[0] for fault in left} == {"quarantine.jsonl", "train"}
+    assert "quarantine.jsonl, which tells what was left out, is damaged too" in str(left[-1])
+
+
+def test_an_empty_quarantine_is_made_again(make_set: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_set(tmp_path / "source", 6)
+    pack_set(root, tmp_path / "set")
+    (tmp_path / "set" / "quarantine.jsonl").write_text("damaged")
+    assert verify(tmp_path / "set")[0].remedy is None
+    assert repair(tmp_path / "set", root)[1] == []
+    assert (tmp_path / "set" / "quarantine.jsonl").read_bytes() == b""
 
 
 def test_reports_that_have_changed_replace_nothing(mixed_set: Path, copy: Path, tmp_path: Path) -> None:
@@ -116,9 +171,9 @@ def test_reports_that_have_changed_replace_nothing(mixed_set: Path, copy: Path, 
     for name in ("tokenizer.json", "reports.zdict"):
         (copy / name).write_bytes(b"damaged")
         before = digests(copy)
-        with pytest.raises(ShardError, match=r"learnt again, is not what it was|packed again") as caught:
-            repair(copy, changed)
-        assert "pneumothorax" not in str(caught.value)
+        left = repair(copy, changed)[1]
+        assert str(next(fault.why_left for fault in left if fault.file == name)).startswith("learnt again, it is not")
+        assert "pneumothorax" not in "".join(map(str, left))
         assert digests(copy) == before
 
 
@@ -130,8 +185,13 @@ def test_a_tokenizer_that_was_given_must_be_copied_back(mixed_set: Path, packed:
     before = digests(out)
     (out / "tokenizer.json").write_text("{}")
     (out / "train-00000.tar").unlink()
-    with pytest.raises(ShardError, match="was not trained when this set was packed"):
-        repair(out, mixed_set)
+    (out / "reports.zdict").unlink()
+    left = repair(out, mixed_set)[1]
+    assert [(fault.file, fault.why_left) for fault in left] == [
+        ("tokenizer.json", "it was not trained when this set was packed"),
+        ("train-00000.tar", "tokenizer.json must be mended first"),
+    ]
+    assert "copy it from where it was given" in str(left[0].remedy)
     shutil.copy(given, out / "tokenizer.json")
     assert repair(out, mixed_set)[1] == []
     assert digests(out) == before

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mrm_stream.packing.shard import read_index
 from mrm_stream.packing.tokenizer import encode_report, load_tokenizer, train_tokenizer
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
+from mrm_stream.storage import place_of, upload
 from tests.packing.torture import digests, pack_set
 
 Members = dict[str, dict[str, bytes]]
@@ -84,7 +86,7 @@ def test_with_nothing_asked_for_the_shards_are_the_same(packed: Path, tmp_path: 
     out = tmp_path / "again"
     retokenize(packed, out)
     changed = {name for name, digest in digests(out).items() if digests(packed)[name] != digest}
-    assert changed == {"manifest.json"}  # its tokenizer was not trained on its source
+    assert changed == set()
     assert verify(out, decode=True) == []
 
 
@@ -222,6 +224,7 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_the_place_free(packed: P
         (lambda: retokenize(packed, out, vocabulary=1 << 17), SourceError),
         (lambda: retokenize(packed, out, sections=("no such section",)), ConfigError),
         (lambda: retokenize(packed, packed, vocabulary=90), ShardError),
+        (lambda: retokenize(packed, packed / "below" / "again", vocabulary=90), ShardError),
         (lambda: retokenize(tmp_path, out), ShardError),
     ]
     before = digests(packed)
@@ -231,3 +234,67 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_the_place_free(packed: P
         assert not out.exists() or not list(out.iterdir())
     assert digests(packed) == before
     retokenize(packed, out, vocabulary=90)
+
+
+def test_elsewhere_too_a_set_within_a_set_is_refused(packed: Path) -> None:
+    there = place_of("memory://sets/one")
+    for path in packed.iterdir():
+        upload(path, there / path.name)
+    with pytest.raises(ShardError, match="a set within a set"):
+        retokenize(there, there / "again")
+    retokenize(there, place_of("memory://sets/one-again"))
+
+
+@pytest.fixture(scope="module")
+def findings(sectioned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of the sectioned source's findings, which two reports lack: packing left them out."""
+    out = tmp_path_factory.mktemp("findings") / "set"
+    options = PackOptions(samples_per_shard=4, short_side=48, vocabulary=200, sections=("findings",))
+    pack("training-csv", sectioned[0], out, options=options, max_bad=0.2)
+    return out
+
+
+def test_what_the_sections_of_packing_left_out_stays_out_when_others_are_repaired(
+    sectioned: tuple[Path, Path], findings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    retokenize(findings, out, sections=())
+    assert read_manifest(out).samples("train") == 18
+    finished = digests(out)
+    for path in out.glob("*.tar"):
+        content = bytearray(path.read_bytes())
+        content[700] ^= 1
+        path.write_bytes(content)
+    (out / "tokenizer.json").unlink()  # trained on the findings
+    (out / "reports.zdict").unlink()
+    assert repair(out, sectioned[0])[1] == []
+    assert digests(out) == finished
+
+
+def test_the_manifest_tells_where_the_tokenizer_came_from(findings: Path, tmp_path: Path) -> None:
+    given = findings / "tokenizer.json"
+    steps: list[tuple[Path, dict[str, Any], tuple[str, tuple[str, ...] | None, int]]] = [
+        (findings, {}, ("trained", None, 200)),
+        (findings, {"sections": ()}, ("trained", ("findings",), 200)),
+        (findings, {"sections": (), "vocabulary": 80}, ("trained again", None, 80)),
+        (findings, {"tokenizer": given}, ("given", None, 200)),
+        (tmp_path / "1", {"sections": ("findings",)}, ("trained", None, 200)),
+        (tmp_path / "1", {"sections": ("impression",)}, ("trained", ("findings",), 200)),
+        (tmp_path / "2", {"sections": ("impression",)}, ("trained again", (), 80)),
+        (tmp_path / "3", {"sections": ()}, ("given", None, 200)),
+    ]
+    for number, (source, choices, expected) in enumerate(steps):
+        manifest = retokenize(source, tmp_path / str(number), **choices)
+        assert manifest == read_manifest(tmp_path / str(number))
+        assert manifest.reports is not None
+        assert (manifest.reports.made, manifest.reports.trained_sections, manifest.options.vocabulary) == expected
+
+
+def test_a_tokenizer_that_was_trained_again_is_told_to_be_made_again(
+    mixed_set: Path, packed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    retokenize(packed, out, vocabulary=90)
+    (out / "tokenizer.json").unlink()
+    (fault,) = repair(out, mixed_set)[1]
+    assert "tokenize the set anew" in str(fault.remedy)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -187,7 +188,8 @@ def test_what_was_wrong_from_the_beginning_is_found_by_decoding(tmp_path: Path, 
     write_set(tmp_path / "set", damage)
     assert verify(tmp_path / "set") == []
     faults = verify(tmp_path / "set", decode=True)
-    assert [(fault.file, fault.shard) for fault in faults] == [("train-00000.tar", "train-00000.tar")]
+    assert [(fault.file, fault.shard) for fault in faults] == [("train-00000.tar", None)]
+    assert "only packing the set anew" in str(faults[0].remedy)
     assert faults[0].what.startswith("key-2: ")
     assert words in faults[0].what
     assert "Made-up" not in str(faults[0])
@@ -197,3 +199,24 @@ def test_a_set_that_is_right_has_no_faults(tmp_path: Path, packed: Path) -> None
     write_set(tmp_path / "set", lambda sample: sample)
     assert verify(tmp_path / "set", decode=True) == []
     assert verify(packed, decode=True, workers=Workers(2)) == []
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"another dictionary")])
+def test_without_its_dictionary_the_samples_are_not_blamed(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    write_set(tmp_path / "set", with_metadata(size=[30, 40]))
+    damage(tmp_path / "set" / "reports.zdict")
+    faults = verify(tmp_path / "set", decode=True)
+    assert [(fault.file, fault.remedy is None) for fault in faults] == [
+        ("reports.zdict", True),
+        ("train-00000.tar", False),
+    ]
+    assert "metadata tells another size" in faults[1].what
+
+
+def test_what_repair_cannot_bring_back_has_another_remedy(packed: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))
+    for name in ("quarantine.jsonl", "tokenizer.json", "train-00000.tar"):
+        (copy / name).unlink()
+    remedies = {fault.file: fault.remedy for fault in verify(copy)}
+    assert "gives the same list" in str(remedies.pop("quarantine.jsonl"))
+    assert set(remedies.values()) == {None}

@@ -144,13 +144,26 @@ def test_there_is_at_least_one() -> None:
         Workers(0)
 
 
-@pytest.mark.parametrize(("address", "what"), [("tcp://127.0.0.1:9", "no Dask scheduler"), ("nonsense://x", "no Dask")])
-def test_a_scheduler_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch, address: str, what: str) -> None:
+def test_a_scheduler_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr(workers_module, "_CONNECT_S", 1)
-    with pytest.raises(ClusterError, match=what) as caught:
-        list(run_all(double, range(3), Workers(scheduler=address)))
-    assert caught.value.where == address
+    with pytest.raises(ClusterError, match="no Dask scheduler") as caught:
+        list(run_all(double, range(3), Workers(scheduler="tcp://127.0.0.1:9")))
+    assert caught.value.where == "tcp://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    "address", ["", "foo", "no address at all:1", "nonsense://node:1", "tcp://node", "tcp://:8786", "node:port", "a:1:2"]
+)
+def test_an_address_that_is_none_is_refused_before_anything_is_tried(address: str) -> None:
+    with pytest.raises(ConfigError, match="is no address of a Dask scheduler") as caught:
+        Workers(scheduler=address)
+    assert "tcp://node:8786" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("address", ["tcp://node17:8786", "tls://10.0.0.1:8786", "node.some-where.org:1", "tcp://[::1]:9"])
+def test_addresses_of_schedulers_are_taken(address: str) -> None:
+    assert Workers(scheduler=address).scheduler == address
 
 
 @pytest.fixture

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrm_stream.errors import MrmStreamError, RecordError, SourceError
+from mrm_stream.errors import MrmStreamError, RecordError, SourceError, StorageError
 from mrm_stream.records import Record
 from mrm_stream.sources import reading
 from mrm_stream.sources.reading import REPORT_LIMIT, read_image, read_report
@@ -233,3 +235,55 @@ def test_a_member_that_could_unpack_to_anything_is_refused(tmp_path: Path, metho
         archive.writestr("a.txt", "No acute process.")
     with pytest.raises(RecordError, match="packed in a way that is not read"):
         read_report(tmp_path, Record("a", "a.jpg", report_path="reports.zip::a.txt"))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("at", ["open", "read"])
+def test_what_fails_in_passing_is_not_the_file_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, at: str
+) -> None:
+    _write(tmp_path / "a.jpg", b"image")
+    with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
+        archive.writestr("s.txt", "Clear.")
+    reading._open_zip.cache_clear()
+    if at == "read":
+        reading._open_zip(tmp_path / "r.zip", os.getpid())  # open, and then the disk fails
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mrm_stream.sources.reading.os.open", fail)
+        patch.setattr(zipfile.ZipFile, "open" if at == "read" else "__init__", fail)
+        with pytest.raises(StorageError, match=r"a\.jpg cannot be read"):
+            read_image(tmp_path, _image("a.jpg"))
+        with pytest.raises(StorageError, match=r"r\.zip cannot be read"):
+            read_report(tmp_path, _report("r.zip::s.txt"))
+    assert read_report(tmp_path, _report("r.zip::s.txt")) == "Clear."
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG])
+def test_what_is_the_file_s_fault_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    _write(tmp_path / "a.jpg", b"image")
+
+    def fail(*_: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(reading, "_open_plainly", fail)
+    with pytest.raises(RecordError, match="the image cannot be read"):
+        read_image(tmp_path, _image("a.jpg"))
+
+
+def test_a_cell_that_may_be_a_report_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "a b", b"image")
+    told = {path: reading.path_to_tell(tmp_path, path) for path in ("files/a", "a b", "no b", "é 1.PNG", "x\n.png")}
+    assert {path for path, shown in told.items() if shown == path} == {"files/a", "a b", "é 1.PNG"}
+    assert {shown for path, shown in told.items() if shown != path} == {"(not shown: it is no plain path)"}
+
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "")
+
+    monkeypatch.setattr(reading, "_resolve_below", fail)
+    with pytest.raises(StorageError) as caught:
+        read_image(tmp_path, _image("The lungs are clear"))
+    assert "lungs" not in str(caught.value)

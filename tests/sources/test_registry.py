@@ -99,3 +99,17 @@ def test_nothing_listed_and_nothing_there_are_told_apart(tmp_path: Path, listed:
     listed += [Record(key="b", image_path="b.jpg"), Record(key="c", image_path="c.jpg")]
     with pytest.raises(SourceError, match="no images under the root: none of the 2 listed exists"):
         list_records("made-up", tmp_path)
+
+
+def test_cells_that_may_be_a_report_are_not_repeated(tmp_path: Path, listed: list[Record]) -> None:
+    sentence = "the lungs are clear"
+    wrong = [
+        [Record(sentence, sentence)],
+        [Record("a", "a.jpg", split=sentence)],
+        [Record(split, "a.jpg", subject=sentence, split=split) for split in ("train", "test")],
+    ]
+    for rows in wrong:
+        listed[:] = rows
+        with pytest.raises(SourceError, match="not shown") as caught:
+            list_records("made-up", tmp_path)
+        assert "lungs" not in str(caught.value)

@@ -76,6 +76,7 @@ def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], 
     Raises:
         ImageError: The file is damaged or cut short, or holds what is not one grey picture of a radiograph's size.
         MrmStreamError: gdcm, which decodes compressed pixels, cannot be started.
+        MemoryError: The machine is short of it: the image is not to blame.
     """
     try:
         with _quiet_pydicom():
@@ -87,7 +88,7 @@ def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], 
                 values -= (values >> (layout.bits_stored - 1)) << layout.bits_stored
             grey = grey_levels(stored_HW, values, header, rendering)
             view = str(header.get("ViewPosition") or "").strip().upper()
-    except MrmStreamError:
+    except (MrmStreamError, MemoryError):
         raise
     except Exception as error:  # pydicom lets struct, key, type and recursion errors of hostile files through.
         # Its messages repeat what is in the file, such as names: they end here.

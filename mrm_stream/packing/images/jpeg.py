@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import numpy as np
@@ -33,6 +34,7 @@ def decode_jpeg(data: bytes, short_side: int = MAX_SIDE) -> tuple[tuple[int, int
 
     Raises:
         ImageError: The JPEG is damaged, cut short, too large, or made of inks.
+        MemoryError: The machine is short of it: the image is not to blame.
     """
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=True)
@@ -51,6 +53,8 @@ def decode_jpeg(data: bytes, short_side: int = MAX_SIDE) -> tuple[tuple[int, int
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise ImageError("image-truncated", "the JPEG is cut short") from error
+        if re.search("memory (allocation|\\(case)", str(error).lower()):  # what libjpeg-turbo says; sizes are checked
+            raise MemoryError from None
         raise ImageError("image-damaged", f"the JPEG is damaged ({error})") from error
     return (height, width), grey_HW1[..., 0]
 

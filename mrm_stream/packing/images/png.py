@@ -26,6 +26,7 @@ def read_png(data: bytes, convert: Callable[[Image.Image], NDArray[Any]]) -> NDA
 
     Raises:
         ImageError: The PNG is damaged, cut short or too large, or `convert` refuses it.
+        MemoryError: The machine is short of it: the image is not to blame.
     """
     try:
         with warnings.catch_warnings():
@@ -34,11 +35,13 @@ def read_png(data: bytes, convert: Callable[[Image.Image], NDArray[Any]]) -> NDA
                 check_size(image.height, image.width)
                 image.load()
                 return convert(image)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("image-too-large", "the PNG has more pixels than a radiograph") from error
     except Exception as error:  # Pillow lets struct, zlib and index errors of hostile files through, among others.
+        if "out of memory" in str(error).lower():  # what Pillow's decoders say; the size has been checked
+            raise MemoryError from None
         if "truncated" in str(error).lower():
             raise ImageError("image-truncated", "the PNG is cut short") from error
         raise ImageError("image-damaged", f"the PNG is damaged ({type(error).__name__})") from error
