@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+from mrm_stream.bench.formats import QUALITY
+from mrm_stream.bench.machine import machine, run_afresh, versions
 from mrm_stream.bench.pack_figure import draw_pack_bench
 from mrm_stream.bench.pack_result import PackBench, PackBenchOptions
 from mrm_stream.bench.peers import CONTENDERS, Job, Run, run_contender
-from mrm_stream.bench.radiographs import QUALITY, make_bench_set
+from mrm_stream.bench.radiographs import make_bench_set
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.publish import make_private_folder, publish_bytes
 
@@ -74,14 +70,14 @@ def bench_pack(
                     short_side=options.short_side,
                     quality=QUALITY,
                 )
-                runs[name] = _run_afresh(name, job)
+                runs[name] = _run(name, job)
             rounds.append({name: runs[name] for name in CONTENDERS})
     result = PackBench(
         options=options,
         mean_image_bytes=made.mean_bytes,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=_machine(),
-        versions={"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
+        machine=machine(),
+        versions=versions(_LIBRARIES),
         rounds=tuple(rounds),
     )
     publish_bytes(out / RESULT, json.dumps(result.to_json(), indent=2).encode() + b"\n")
@@ -97,16 +93,11 @@ def _turns(number: int) -> Iterator[str]:
     yield from names[first:] + names[:first]
 
 
-def _run_afresh(name: str, job: Job) -> Run:
+def _run(name: str, job: Job) -> Run:
     """Run a contender in a new process, and leave neither files nor unwritten pages to the next one."""
     job.out.mkdir()
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(run_contender, name, job).result()
-    except BrokenProcessPool as error:
-        raise MrmStreamError(
-            f"a process of {name} was killed", remedy="Often memory was short: take fewer workers."
-        ) from error
+        return run_afresh(name, run_contender, name, job)
     finally:
         shutil.rmtree(job.out)
         os.sync()
@@ -118,20 +109,3 @@ def _require_webdataset() -> None:
             "webdataset, which packing is measured beside, is not installed",
             remedy="Run: pip install 'mrm-stream[bench]'",
         )
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": _cpu_model(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import io
 from statistics import median
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from mrm_stream.bench.pack_result import FLOORS, PackBench
 from mrm_stream.bench.peers import CONTENDERS, OURS
+from mrm_stream.bench.tables import as_text, new_table
 
-_PLAIN_WIDTH = 110
 _COLOURS = {OURS: "#1f5f8b"}
 _OTHER = "#b8c4cc"
 _BOUND = "#e0d8c8"
@@ -25,12 +21,7 @@ def pack_table(result: PackBench, *, terminal: bool) -> str:
         result: What was measured.
         terminal: With lines and colours, as wide as the terminal; else plain ASCII.
     """
-    table = Table(
-        title=describe(result),
-        box=box.SIMPLE_HEAD if terminal else box.ASCII,
-        title_justify="left",
-        padding=(0, 0 if terminal else 1),
-    )
+    table = new_table(describe(result), terminal=terminal)
     table.add_column("contender", no_wrap=True)
     for column in ("records/s", "min-max", "ours/it", "floor", "CPU ms", "memory"):
         table.add_column(column, justify="right")
@@ -47,12 +38,7 @@ def pack_table(result: PackBench, *, terminal: bool) -> str:
             f"{peak / 1e6:.0f} MB" if peak else "",
             style="bold" if name == OURS else None,
         )
-    text = io.StringIO()
-    console = Console(
-        file=text, force_terminal=terminal, no_color=not terminal, width=None if terminal else _PLAIN_WIDTH
-    )
-    console.print(table)
-    return text.getvalue().rstrip("\n")
+    return as_text(table, terminal=terminal)
 
 
 def describe(result: PackBench) -> str:

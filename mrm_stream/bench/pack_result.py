@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from mrm_stream.bench.formats import QUALITY, WIDTH
 from mrm_stream.bench.peers import CONTENDERS, OURS, PIECES_PER_WORKER, Run
-from mrm_stream.bench.radiographs import QUALITY, WIDTH
 from mrm_stream.errors import ConfigError
 
 FLOORS = {"pil+webdataset": 1.8, "libjpeg-turbo": 0.65}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ import simplejpeg
 from PIL import Image
 from tokenizers import Tokenizer
 
+from mrm_stream.bench.machine import cpu_seconds, peak_bytes
 from mrm_stream.packing.images.sizes import target_size
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
@@ -80,12 +80,12 @@ def run_contender(name: str, job: Job) -> Run:
     work = CONTENDERS[name]
     if name.endswith("webdataset"):
         importlib.import_module("webdataset")  # The seconds that it takes are not the peer's: forked workers have it.
-    start, cpu_start = time.perf_counter(), _cpu_seconds()
+    start, cpu_start = time.perf_counter(), cpu_seconds()
     done = _pack_ours(job) if work is None else _share_out(work, job)
-    seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_start
+    seconds, used = time.perf_counter() - start, cpu_seconds() - cpu_start
     assert done == job.count, f"{name} did {done} of {job.count} records"
     bytes_out = sum(path.stat().st_size for path in job.out.rglob("*") if path.is_file())
-    return Run(seconds, cpu_seconds, done / seconds, _peak_bytes(), bytes_out)
+    return Run(seconds, used, done / seconds, peak_bytes(), bytes_out)
 
 
 def _pack_ours(job: Job) -> int:
@@ -146,22 +146,6 @@ def _decode(job: Job, number: int, rows: Sequence[_Row], *, scaled: bool) -> Non
             simplejpeg.decode_jpeg(data, "GRAY", min_height=least[0], min_width=least[1])
         else:
             simplejpeg.decode_jpeg(data, "GRAY")
-
-
-def _cpu_seconds() -> float:
-    """Of this process, and of the workers that have ended."""
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _peak_bytes() -> int | None:
-    # This process's own peak is asked of Linux's /proc: rusage counts what the parent had when it started this one.
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except FileNotFoundError:
-        return None
-    own_kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return 1024 * max(own_kib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 CONTENDERS: dict[str, _Work | None] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, cores, start
+from mrm_stream.commands.common import DIRECTORY, FILE, cores, start
 
 
 @click.group()
@@ -40,3 +40,28 @@ def bench_pack(out: Path, count: int, rounds: int, workers: int | None) -> None:
     click.echo(describe(result))
     click.echo(pack_table(result, terminal=sys.stdout.isatty()))
     click.echo(f"{out / RESULT}, {out / PLOT}")
+
+
+@bench.command("data")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for data.json, data.png and passing files.")
+@click.option("-n", "count", type=click.IntRange(min=1), default=240, show_default=True, help="Radiographs.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is measured.")
+@click.option("--trace", type=FILE, default=None, help="Chrome trace of some batches to write.")
+def bench_data(out: Path, count: int, rounds: int, trace: Path | None) -> None:
+    """Reading, decoding and resuming, beside webdataset, mosaicml-streaming, PIL + torchvision and libjpeg-turbo.
+
+    \b
+    mrm-stream bench data --out bench --trace bench/trace.json
+    """
+    import sys
+
+    from mrm_stream.bench.data import PLOT, RESULT, bench_data
+    from mrm_stream.bench.data_figure import data_table
+    from mrm_stream.bench.data_result import DataBenchOptions
+    from mrm_stream.progress import progress
+
+    start()
+    with progress("bench data", "steps") as advance:
+        result = bench_data(out, options=DataBenchOptions(count=count, rounds=rounds), trace=trace, progress=advance)
+    click.echo(data_table(result, terminal=sys.stdout.isatty()))
+    click.echo(", ".join(str(path) for path in (out / RESULT, out / PLOT, trace) if path is not None))

@@ -63,7 +63,7 @@ def test_what_is_not_8_bit_baseline_is_refused(make_jpeg: MakeJpeg) -> None:
     assert "of 12 bits" in reason(good[: frame + 4] + b"\x0c" + good[frame + 5 :])
 
 
-@pytest.mark.parametrize(("height", "width"), [(65535, 65535), (0, 64), (40, 0), (8193, 8192)])
+@pytest.mark.parametrize(("height", "width"), [(65535, 65535), (0, 64), (40, 0), (8193, 9766)])
 def test_absurd_sizes_are_refused_before_anything_is_allocated(make_jpeg: MakeJpeg, height: int, width: int) -> None:
     good = make_jpeg(40, 64)
     frame = good.index(b"\xff\xc0")

@@ -142,9 +142,7 @@ def test_a_record_that_was_left_out_stays_out_though_it_is_good_now(
     assert digests(copy) == digests(packed)
 
 
-def test_without_the_list_of_what_was_left_out_the_reason_says_so(
-    mixed_set: Path, copy: Path, tmp_path: Path
-) -> None:
+def test_without_the_list_of_what_was_left_out_the_reason_says_so(mixed_set: Path, copy: Path, tmp_path: Path) -> None:
     mended = Path(shutil.copytree(mixed_set, tmp_path / "mended"))
     shutil.copy(next((mended / "images").glob("good-*")), next((mended / "images").glob("truncated-*")))
     (copy / "quarantine.jsonl").unlink()

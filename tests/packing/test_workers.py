@@ -153,7 +153,8 @@ def test_a_scheduler_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "address", ["", "foo", "no address at all:1", "nonsense://node:1", "tcp://node", "tcp://:8786", "node:port", "a:1:2"]
+    "address",
+    ["", "foo", "no address at all:1", "nonsense://node:1", "tcp://node", "tcp://:8786", "node:port", "a:1:2"],
 )
 def test_an_address_that_is_none_is_refused_before_anything_is_tried(address: str) -> None:
     with pytest.raises(ConfigError, match="is no address of a Dask scheduler") as caught:
@@ -161,7 +162,9 @@ def test_an_address_that_is_none_is_refused_before_anything_is_tried(address: st
     assert "tcp://node:8786" in str(caught.value.remedy)
 
 
-@pytest.mark.parametrize("address", ["tcp://node17:8786", "tls://10.0.0.1:8786", "node.some-where.org:1", "tcp://[::1]:9"])
+@pytest.mark.parametrize(
+    "address", ["tcp://node17:8786", "tls://10.0.0.1:8786", "node.some-where.org:1", "tcp://[::1]:9"]
+)
 def test_addresses_of_schedulers_are_taken(address: str) -> None:
     assert Workers(scheduler=address).scheduler == address
 

@@ -1,0 +1,158 @@
+"""Who makes pairs of views: ours as training does, the reference's transforms in a DataLoader, and bare decoding.
+
+A pair is a random crop of 448 x 448, perhaps mirrored and normalised, and the same crop at 224 x 224. Where a choice
+had to be made it favours the peer: grey JPEGs stay grey, where the reference code makes three channels of them; its
+workers run and have pairs ready before the clock starts; it makes no reports, masks and noise, where ours makes them.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any, Literal
+
+import simplejpeg
+import torch
+
+from mrm_stream.bench.data_result import OURS, Run
+from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW, tar_names
+from mrm_stream.bench.machine import cpu_seconds, peak_bytes
+from mrm_stream.config import DataConfig, MethodConfig
+from mrm_stream.stream.loader import Loader
+from mrm_stream.stream.reader import ShardSet
+from mrm_stream.training.batches import BatchMaker
+
+PATCHES = 196
+_FASTER = 4
+"""Times as many samples for contenders that take a fraction of the reference's time."""
+_WARM = 4
+"""Batches before the clock starts: by then threads, workers and buffers are there."""
+
+_Batches = Callable[[Path, int, int, int], Iterator[int]]
+"""Directory, batches, batch and threads to 0, once all is imported and open, and the sizes of the batches that are
+handed on."""
+
+
+def run_pairs(name: str, directory: Path, count: int, batch: int, threads: int) -> Run:
+    """Measure one contender in this process.
+
+    Args:
+        name: Of the contender.
+        directory: Of the packed set.
+        count: Samples that the reference is timed over; the others have more of them.
+        batch: Samples of a batch; divides `count`.
+        threads: Or worker processes.
+    """
+    contenders: dict[str, _Batches] = {
+        OURS: partial(_ours, backend="turbojpeg"),
+        "ours, DALI": partial(_ours, backend="dali"),
+        "pil+torchvision": _reference,
+        "libjpeg-turbo": _bare,
+    }
+    timed = count // batch * (1 if name == "pil+torchvision" else _FASTER)
+    # Each worker makes as many batches as any other.
+    timed += -(timed + _WARM) % threads
+    sizes = contenders[name](directory, timed + _WARM, batch, threads)
+    assert next(sizes) == 0
+    cpu_start = cpu_seconds()
+    warm = sum(islice(sizes, _WARM))
+    start = time.perf_counter()
+    samples = sum(islice(sizes, timed))
+    seconds = time.perf_counter() - start
+    assert warm == _WARM * batch, f"{name} warmed up with {warm} samples"
+    assert samples == timed * batch, f"{name} made {samples} samples, not {timed * batch}"
+    assert next(sizes, None) is None, f"{name} made more than it was asked for"  # its processes end here
+    return Run(samples, seconds, 1000 * (cpu_seconds() - cpu_start) / (samples + warm), peak_bytes())
+
+
+def batch_maker(shards: ShardSet, threads: int, backend: Literal["turbojpeg", "dali"] = "turbojpeg") -> BatchMaker:
+    """Return what makes a run's batches, with the default settings."""
+    return BatchMaker(
+        DataConfig(threads=threads, backend=backend),
+        MethodConfig(),
+        patches=PATCHES,
+        tokenizer=shards.tokenizer_file(),
+        seed=SEED,
+        device=torch.device("cpu"),
+    )
+
+
+def load(shards: ShardSet, maker: BatchMaker, batch: int) -> Loader[Any]:
+    """Return the loader of a run on one rank, with the default settings."""
+    return Loader(shards, maker, seed=SEED, batch_size=batch, window=WINDOW, prefetch=2, max_bad_samples=0)
+
+
+def _ours(
+    directory: Path, batches: int, batch: int, threads: int, *, backend: Literal["turbojpeg", "dali"]
+) -> Iterator[int]:
+    shards = ShardSet.open(directory, SPLIT)
+    maker = batch_maker(shards, threads, backend)
+    yield 0
+    with load(shards, maker, batch) as loader:
+        for made in islice(loader, batches):
+            yield len(made.image_lr_BCHW)
+    maker.close()
+
+
+def _reference(directory: Path, batches: int, batch: int, threads: int) -> Iterator[int]:
+    import webdataset
+    from torch.utils.data import DataLoader
+
+    tars = tar_names(directory)
+    samples = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=SEED).shuffle(100).to_tuple("jpg", "tok")
+    dataset = samples.map(_ReferenceTransforms()).repeat().with_epoch(batches * batch // threads)
+    yield 0
+    for hr_BCHW, lr_BCHW in DataLoader(dataset, batch_size=batch, num_workers=threads):
+        assert hr_BCHW.shape[1:] == (1, 448, 448)
+        yield len(lr_BCHW)
+
+
+class _ReferenceTransforms:
+    """The reference's transforms, in its order and with its settings."""
+
+    def __init__(self) -> None:
+        from torchvision import transforms
+
+        data = DataConfig()
+        bicubic = transforms.InterpolationMode.BICUBIC
+        self._crop = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(
+                    data.hr_size, scale=data.crop_area, ratio=data.crop_ratio, interpolation=bicubic
+                ),
+                transforms.RandomHorizontalFlip(data.flip),
+                transforms.Grayscale(),
+                transforms.ToTensor(),
+                transforms.Normalize([data.mean], [data.std]),
+            ]
+        )
+        self._shrink = transforms.Resize(data.lr_size, interpolation=bicubic, antialias=False)
+
+    def __call__(self, sample: tuple[bytes, bytes]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (hr, lr) of a sample."""
+        from PIL import Image
+
+        hr_CHW: torch.Tensor = self._crop(Image.open(io.BytesIO(sample[0])))
+        lr_CHW: torch.Tensor = self._shrink(hr_CHW)
+        return hr_CHW, lr_CHW
+
+
+def _bare(directory: Path, batches: int, batch: int, threads: int) -> Iterator[int]:
+    shards = ShardSet.open(directory, SPLIT)
+    # Read beforehand: decoding is all that is timed.
+    jpegs = [bytes(shards.sample(index).jpeg) for index in range(len(shards))]
+    endless = chain.from_iterable(repeat(jpegs))
+    yield 0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(batches):
+            yield sum(pool.map(_decode, islice(endless, batch)))
+
+
+def _decode(jpeg: bytes) -> int:
+    simplejpeg.decode_jpeg(jpeg, "GRAY")
+    return 1
