@@ -170,7 +170,7 @@ def test_repair_mends(tree: Path, packed: Path, copy: Path) -> None:
 def test_repair_says_what_is_left_and_why(tree: Path, copy: Path, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(tree, tmp_path / "changed"))
     images = sorted(changed.glob("files/**/*.jpg"))
-    for path in images:
+    for path in images[1:]:
         shutil.copy(images[0], path)
     name = damage(a_shard(copy))
     (copy / "train-00900.tar").write_bytes(b"")

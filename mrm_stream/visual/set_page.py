@@ -300,8 +300,7 @@ def _recipe_table(summary: Summary) -> Markup:
         shown = ", ".join(value) or "all" if isinstance(value, tuple) else str(value)
         rows.append((name.replace("_", " "), shown))
     if manifest.reports is not None:
-        made = "trained on the set's reports" if manifest.reports.is_trained else "given"
-        rows.append(("tokenizer", f"{made}; {manifest.reports.vocabulary:,} entries"))
+        rows.append(("tokenizer", f"{manifest.reports.made}; {manifest.reports.vocabulary:,} entries"))
         rows.append(("tokens kept of a report", str(manifest.reports.length or "all")))
     rows += [("members of a sample", ", ".join(manifest.members)), ("fingerprint", manifest.fingerprint[:16])]
     return table("Source, options and files", ("what", "value"), rows)
