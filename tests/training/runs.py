@@ -99,7 +99,8 @@ class Run:
         """The lines of the log, without what depends on the clock."""
         path = self.out / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [{k: v for k, v in line.items() if k not in ("samples_per_s", "waiting_share")} for line in lines]
+        timed = {"samples_per_s", "waiting_share", "decoding_share", "mb_per_s"}
+        return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
     def saved(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
