@@ -13,8 +13,8 @@ OURS = "ours"
 ENCODED, PAIRS_LARGE, PAIRS_SMALL, RESUME = "encoded", "pairs 1024", "pairs 512", "resume"
 STAGES: dict[str, tuple[str, ...]] = {
     ENCODED: (OURS, "webdataset", "mosaicml-streaming"),
-    PAIRS_LARGE: (OURS, "ours, DALI", "pil+torchvision", "libjpeg-turbo"),
-    PAIRS_SMALL: (OURS, "ours, DALI", "pil+torchvision", "libjpeg-turbo"),
+    PAIRS_LARGE: (OURS, "ours, DALI", "pil+torchvision", "the same, all grey", "libjpeg-turbo"),
+    PAIRS_SMALL: (OURS, "ours, DALI", "pil+torchvision", "the same, all grey", "libjpeg-turbo"),
     RESUME: (OURS, "ours, unverified"),
 }
 """Stage to its contenders, as table and JSON show them; libjpeg-turbo only decodes, and is a bound, not a peer."""
@@ -82,8 +82,8 @@ class Run:
     """Timed, once it had warmed up."""
     seconds: float
     cpu_ms: float
-    """The processor's time for a sample, of all processes, warming up included: on a machine that others use too, this
-    tells more than the clock."""
+    """The processor's time for a sample, of all processes: on a machine that others use too, it tells more than the
+    clock."""
     bytes: int | None
     """Resident memory of the largest process at its peak; when resuming, what was added to that of torch's import;
     None where unknown."""

@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from mrm_stream.bench.data_pairs import batch_maker, load
 from mrm_stream.bench.data_sets import SPLIT
 from mrm_stream.decode import cpu
+from mrm_stream.decode.views import ViewMaker
 from mrm_stream.publish import publish_bytes
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training import batches
@@ -29,9 +30,8 @@ R = TypeVar("R")
 READ, DECODE, PAIR, MASK, WAIT = "read", "decode", "pair", "mask", "wait"
 _WRAPPED: tuple[tuple[Any, str, str], ...] = (
     (ShardSet, "sample", READ),
-    (cpu, "_decode_into", DECODE),
-    (batches, "normalise", PAIR),
-    (batches, "make_lr_hr_pair", PAIR),
+    (cpu, "_decoded", DECODE),
+    (ViewMaker, "_fill", PAIR),
     (batches, "pad_reports", MASK),
     (batches, "mask_tokens", MASK),
     (batches, "patch_noise", MASK),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -17,6 +17,9 @@ from torch.nn import functional
 from mrm_stream.decode.crops import Crops
 from mrm_stream.decode.jpeg import jpeg_sizes
 from mrm_stream.errors import DamagedSamplesError
+
+_SLOTS_A_TASK = 4
+"""Images that a thread takes at a time, in large batches."""
 
 
 class TurboJpegDecoder:
@@ -33,8 +36,9 @@ class TurboJpegDecoder:
     """
 
     def __init__(self, *, size: int, threads: int, device: torch.device) -> None:
-        self._size = size
-        self._device = device
+        self.size = size
+        self.device = device
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
@@ -49,22 +53,56 @@ class TurboJpegDecoder:
                 bit that leaves the codes valid is not noticed: that is what the shards' checksums are for.
             ValueError: A window leaves its image.
         """
-        sizes_B2 = jpeg_sizes(jpegs)
-        if not crops.fit(sizes_B2):
-            raise ValueError("a window leaves its image")
-        shape = len(jpegs), 1, self._size, self._size
-        if self._device.type == "cuda":
+        shape = len(jpegs), 1, self.size, self.size
+        if self.device.type == "cuda":
             image_BCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
             # numpy asks for huge pages, torch does not: four times as long to clear.
             image_BCHW = torch.from_numpy(np.empty(shape, np.uint8))
+        image_BHW = image_BCHW[:, 0].numpy()
+
+        def take(slot: int, image_HW: NDArray[np.uint8]) -> None:
+            image_BHW[slot] = image_HW
+
+        self.decode_each(jpegs, crops, take)
+        return image_BCHW.to(self.device, non_blocking=True)
+
+    def decode_each(
+        self, jpegs: Sequence[bytes | memoryview], crops: Crops, take: Callable[[int, NDArray[np.uint8]], None]
+    ) -> None:
+        """Call `take` with each slot of the batch and its window, resized and on the CPU, while it lies in the cache.
+
+        It is called in the thread that decoded the image, whose memory is used again afterwards. Not called for what
+        cannot be decoded.
+
+        Raises:
+            DamagedSamplesError: As `decode`.
+            ValueError: As `decode`.
+        """
+        sizes_B2 = jpeg_sizes(jpegs)
+        if not crops.fit(sizes_B2):
+            raise ValueError("a window leaves its image")
         columns = crops.top, crops.left, crops.height, crops.width, crops.flip
-        windows = (column.tolist() for column in columns)
-        found = self._pool.map(_decode_into, image_BCHW[:, 0].numpy(), jpegs, sizes_B2.tolist(), *windows)
-        reasons = {slot: reason for slot, reason in enumerate(found) if reason is not None}
+        rows = list(zip(jpegs, sizes_B2.tolist(), *(column.tolist() for column in columns), strict=True))
+
+        def work(slots: range) -> dict[int, str]:
+            reasons = {}
+            for slot in slots:
+                try:
+                    image_HW = _decoded(self.size, *rows[slot])
+                except ValueError as error:
+                    reasons[slot] = f"JPEG does not decode: {error}"
+                else:
+                    take(slot, image_HW)
+            return reasons
+
+        # Handing out single images costs a tenth more: threads wait for each other's lock.
+        stride = max(1, min(_SLOTS_A_TASK, len(rows) // (2 * self._threads)))
+        starts = range(0, len(rows), stride)
+        found = self._pool.map(work, [range(start, min(start + stride, len(rows))) for start in starts])
+        reasons = {slot: reason for part in found for slot, reason in part.items()}
         if reasons:
             raise DamagedSamplesError(reasons)
-        return image_BCHW.to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """End the threads."""
@@ -78,46 +116,39 @@ class _Scratch(threading.local):
     """
 
     def __init__(self) -> None:
-        self._jpeg = self._turned = np.empty(0, np.uint8)
+        self._memory: dict[str, NDArray[np.uint8]] = {}
 
-    def image(self, height: int, width: int) -> NDArray[np.uint8]:
-        """Return room for a decoded image, (height, width, 1)."""
-        if self._jpeg.size < height * width:
-            self._jpeg = np.empty(height * width, np.uint8)
-        return self._jpeg[: height * width].reshape(height, width, 1)
-
-    def turned(self, height: int, width: int) -> NDArray[np.uint8]:
-        """Return room for a transposed one, (height, width)."""
-        if self._turned.size < height * width:
-            self._turned = np.empty(height * width, np.uint8)
-        return self._turned[: height * width].reshape(height, width)
+    def room(self, use: str, height: int, width: int) -> NDArray[np.uint8]:
+        """Return (height, width) bytes, which hold what the last call for the same use left there."""
+        memory = self._memory.get(use)
+        if memory is None or memory.size < height * width:
+            memory = self._memory[use] = np.empty(height * width, np.uint8)
+        return memory[: height * width].reshape(height, width)
 
 
 _scratch = _Scratch()
 
 
-def _decode_into(
-    out_HW: NDArray[np.uint8],
+def _decoded(
+    out_size: int,
     jpeg: bytes | memoryview,
-    size: list[int],
+    size: tuple[int, int],
     top: int,
     left: int,
     height: int,
     width: int,
     flip: bool,
-) -> str | None:
-    """Fill `out_HW` with the resized window; return why it cannot be done, or None."""
-    try:
-        # Strict: libjpeg-turbo warns of missing or damaged data, and fills the gap with grey.
-        grey_HW1 = simplejpeg.decode_jpeg(jpeg, "GRAY", buffer=_scratch.image(*size), strict=True)
-    except ValueError as error:
-        return f"JPEG does not decode: {error}"
-    resized_HW = resize_bicubic(grey_HW1[top : top + height, left : left + width, 0], len(out_HW))
+) -> NDArray[np.uint8]:
+    """Return the resized window, in memory that the next call uses again; ValueError where it does not decode."""
+    room_HW1 = _scratch.room("jpeg", *size)[:, :, None]
+    # Strict: libjpeg-turbo warns of missing or damaged data, and fills the gap with grey.
+    grey_HW1 = simplejpeg.decode_jpeg(jpeg, "GRAY", buffer=room_HW1, strict=True)
+    resized_HW = resize_bicubic(grey_HW1[top : top + height, left : left + width, 0], out_size)
     if flip:
-        cv2.flip(resized_HW, 1, dst=out_HW)
-    else:
-        out_HW[:] = resized_HW
-    return None
+        flipped_HW = _scratch.room("flipped", out_size, out_size)
+        cv2.flip(resized_HW, 1, dst=flipped_HW)
+        return flipped_HW
+    return resized_HW
 
 
 def resize_bicubic(image_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -134,12 +165,14 @@ def _resample_columns(image_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint
     """Return the transposed image, (size, H): its columns resampled to `size`, its rows as they were."""
     height, width = image_HW.shape
     padded = height + -height % 4
-    turned_WH = _scratch.turned(width, padded)
+    turned_WH = _scratch.room("turned", width, padded)
     # What the padding holds is resampled too, and dropped: columns do not mix.
     cv2.transpose(image_HW, dst=turned_WH[:, :height])
     # torch's vectorised kernel works on four interleaved channels, and spreads out anything less: four neighbours in a
     # row, which do not mix in a pass along the columns, stand in for them.
-    turned_1CWH = torch.from_numpy(turned_WH).view(1, width, -1, 4).permute(0, 3, 1, 2)
-    out_1CHW = functional.interpolate(turned_1CWH, (size, padded // 4), mode="bicubic", antialias=True)
-    out_HW: NDArray[np.uint8] = out_1CHW.permute(0, 2, 3, 1).reshape(size, padded).numpy()[:, :height]
+    turned_1CWH = turned_WH.reshape(1, width, -1, 4).transpose(0, 3, 1, 2)
+    out_1CHW = functional.interpolate(
+        torch.from_numpy(turned_1CWH), (size, padded // 4), mode="bicubic", antialias=True
+    ).numpy()
+    out_HW: NDArray[np.uint8] = out_1CHW.transpose(0, 2, 3, 1).reshape(size, padded)[:, :height]
     return out_HW

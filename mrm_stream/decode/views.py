@@ -1,10 +1,10 @@
-"""8-bit crops to the two views, on the CPU at a quarter of the time of `normalise` and `make_lr_hr_pair`."""
+"""Encoded radiographs to the two views that the model trains on."""
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
 
@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mrm_stream.decode.cpu import TurboJpegDecoder
+from mrm_stream.decode.crops import Crops
+from mrm_stream.decode.decoder import Decoder
 from mrm_stream.decode.pair import make_lr_hr_pair, normalise
 
 _SPARE = 4
@@ -21,58 +24,65 @@ _SPARE = 4
 
 
 class ViewMaker:
-    """Makes both views of a batch of crops.
+    """Decodes a batch to both of its views.
 
-    On the CPU each image is taken through both steps while it lies in the cache, in threads, and into memory of
-    batches that nobody holds any more: clearing fresh pages takes the system longer than the arithmetic. Elsewhere,
-    and with a low-pass, it is `normalise` and `make_lr_hr_pair`.
+    With libjpeg-turbo on the CPU, each image is taken all the way while it lies in the cache, and into memory of
+    batches that nobody holds any more: clearing fresh pages takes the system longer than the arithmetic. With
+    anything else it is the decoder, then `normalise` and `make_lr_hr_pair`.
 
     Args:
+        decoder: Who decodes; remains the caller's to close.
         mean: Of grey values in [0, 1].
         std: Of the same.
         lr_size: Side of the low-resolution view in pixels; must divide the crop's.
         antialias: Low-pass before down-sampling. The reference code did not.
-        threads: CPU threads that share the images.
-
-    Example:
-        >>> maker = ViewMaker(mean=0.5, std=0.25, threads=1)
-        >>> lr, hr = maker(torch.zeros((2, 1, 448, 448), dtype=torch.uint8))
-        >>> lr.shape, hr.unique().tolist()
-        (torch.Size([2, 1, 224, 224]), [-2.0])
-        >>> maker.close()
     """
 
-    def __init__(self, *, mean: float, std: float, lr_size: int = 224, antialias: bool = False, threads: int) -> None:
+    def __init__(
+        self, decoder: Decoder, *, mean: float, std: float, lr_size: int = 224, antialias: bool = False
+    ) -> None:
+        self._decoder = decoder
         self._mean, self._std = mean, std
         self._lr_size, self._antialias = lr_size, antialias
+        self._one_by_one = (
+            decoder
+            if isinstance(decoder, TurboJpegDecoder)
+            and decoder.device.type == "cpu"
+            and decoder.size % lr_size == 0
+            and decoder.size != lr_size
+            and not antialias
+            else None
+        )
         self._table = normalise(torch.arange(256, dtype=torch.uint8), mean, std).numpy()
         self._memory = _Recycled()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
 
-    def __call__(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (lr, hr) of uint8 crops of shape (B, 1, H, H), as `make_lr_hr_pair` does after `normalise`.
+    def __call__(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> tuple[Tensor, Tensor]:
+        """Return (lr, hr), each (B, 1, side, side), float32, on the decoder's device.
 
-        The high-resolution view is theirs bit for bit, the low-resolution one to 1e-6. A view stays as it is for as
-        long as any tensor shares its memory.
+        The high-resolution view is that of the plain steps bit for bit, the low-resolution one to 1e-6. A view stays
+        as it is for as long as any tensor shares its memory.
+
+        Args:
+            jpegs: As `Decoder.decode` takes them.
+            crops: A window for each.
 
         Raises:
-            ValueError: As `make_lr_hr_pair`.
+            DamagedSamplesError: Some cannot be decoded.
+            ValueError: A window leaves its image, or lr_size does not divide the crop's side.
         """
-        batch, channels, height, width = image_BCHW.shape
-        size = self._lr_size
-        if image_BCHW.device.type != "cpu" or self._antialias or height != width or height % size or height == size:
-            image = normalise(image_BCHW, self._mean, self._std)
-            return make_lr_hr_pair(image, lr_size=size, antialias=self._antialias)
-        assert channels == 1
-        hr_BCHW = self._memory.tensor((batch, 1, height, width))
-        lr_BCHW = self._memory.tensor((batch, 1, size, size))
-        filled = self._pool.map(self._fill, image_BCHW[:, 0].numpy(), hr_BCHW[:, 0].numpy(), lr_BCHW[:, 0].numpy())
-        deque(filled, maxlen=0)
-        return lr_BCHW, hr_BCHW
+        decoder, size = self._one_by_one, self._lr_size
+        if decoder is None:
+            image_BCHW = normalise(self._decoder.decode(jpegs, crops), self._mean, self._std)
+            return make_lr_hr_pair(image_BCHW, lr_size=size, antialias=self._antialias)
+        hr_BCHW = self._memory.tensor((len(jpegs), 1, decoder.size, decoder.size))
+        lr_BCHW = self._memory.tensor((len(jpegs), 1, size, size))
+        hr_BHW, lr_BHW = hr_BCHW[:, 0].numpy(), lr_BCHW[:, 0].numpy()
 
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        def take(slot: int, image_HW: NDArray[np.uint8]) -> None:
+            self._fill(image_HW, hr_BHW[slot], lr_BHW[slot])
+
+        decoder.decode_each(jpegs, crops, take)
+        return lr_BCHW, hr_BCHW
 
     def _fill(self, image_HW: NDArray[np.uint8], hr_HW: NDArray[np.float32], lr_HW: NDArray[np.float32]) -> None:
         cv2.LUT(image_HW, self._table, dst=hr_HW)

@@ -15,7 +15,7 @@ from mrm_stream.config import DataConfig, MethodConfig
 from mrm_stream.decode.crops import Crops, central_crops, random_crops
 from mrm_stream.decode.decoder import make_decoder
 from mrm_stream.decode.jpeg import jpeg_sizes
-from mrm_stream.decode.pair import make_lr_hr_pair, normalise
+from mrm_stream.decode.views import ViewMaker
 from mrm_stream.model.masking import mask_tokens, pad_reports, patch_noise
 from mrm_stream.packing.tokenizer import continuation_table, load_tokenizer
 from mrm_stream.records import Batch
@@ -50,6 +50,9 @@ class BatchMaker:
         """So far: time and JPEG bytes of what became batches."""
         self._is_continuation_V = continuation_table(load_tokenizer(tokenizer))
         self._decoder = make_decoder(data.backend, size=data.hr_size, threads=data.threads, device=device)
+        self._make_views = ViewMaker(
+            self._decoder, mean=data.mean, std=data.std, lr_size=data.lr_size, antialias=data.antialias
+        )
 
     def __call__(self, draws: Sequence[Draw]) -> Batch:
         """Return a training batch: a random crop, perhaps flipped, of each sample.
@@ -87,14 +90,9 @@ class BatchMaker:
         self, draws: Sequence[Draw], epochs_B: NDArray[np.int64], indexes_B: NDArray[np.int64], crops: Crops
     ) -> Batch:
         started = time.perf_counter()
-        image_BCHW = self._decoder.decode([draw.sample.jpeg for draw in draws], crops)
+        image_lr_BCHW, image_hr_BCHW = self._make_views([draw.sample.jpeg for draw in draws], crops)
         self.seconds_decoding += time.perf_counter() - started
         self.bytes_decoded += sum(len(draw.sample.jpeg) for draw in draws)
-        image_lr_BCHW, image_hr_BCHW = make_lr_hr_pair(
-            normalise(image_BCHW, self._data.mean, self._data.std),
-            lr_size=self._data.lr_size,
-            antialias=self._data.antialias,
-        )
         token_ids_BL = pad_reports([draw.sample.token_ids for draw in draws], self._data.report_length)
         token_is_masked_BL = mask_tokens(
             token_ids_BL,

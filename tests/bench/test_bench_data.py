@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ from mrm_stream.bench.data_result import (
 )
 from mrm_stream.bench.data_resume import run_resume
 from mrm_stream.bench.data_sets import SPLIT, DataSets, make_data_sets
-from mrm_stream.bench.machine import run_afresh
+from mrm_stream.bench.machine import cpu_seconds, run_afresh
 from mrm_stream.bench.trace import DECODE, MASK, PAIR, READ, WAIT, write_trace
 from mrm_stream.decode.pair import make_lr_hr_pair
 from mrm_stream.errors import ConfigError, MrmStreamError
 from mrm_stream.stream.reader import ShardSet
 
 TINY = DataBenchOptions(count=8, rounds=1, width=120, batch=4, threads=2, encoded=20, resumed=800, samples_per_shard=8)
+FORKING = ("pil+torchvision", "the same, all grey")
 LEFT_OUT = "mosaicml-streaming"
 
 
@@ -50,7 +53,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The whole benchmark; what starts no processes of its own runs in this one, as importing torch takes seconds."""
 
     def run(name: str, work: Callable[..., Run], *args: Any) -> Run:
-        return run_afresh(name, work, *args) if name == "pil+torchvision" else work(*args)
+        return run_afresh(name, work, *args) if name in FORKING else work(*args)
 
     out = tmp_path_factory.mktemp("bench")
     steps: list[tuple[int, int | None, str]] = []
@@ -114,11 +117,12 @@ def test_a_contender_that_loses_a_sample_is_found_out(sets: DataSets) -> None:
         data_encoded.run_encoded(OURS, sets, TINY.encoded + 1, 3)
 
 
-def test_the_reference_s_views_are_a_pair(sets: DataSets) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_reference_s_views_are_a_pair(sets: DataSets, channels: int) -> None:
     torch.manual_seed(0)
     jpeg = bytes(ShardSet.open(sets.large, SPLIT).sample(0).jpeg)
-    hr, lr = _ReferenceTransforms()((jpeg, b""))
-    assert (hr.shape, lr.shape) == ((1, 448, 448), (1, 224, 224))
+    hr, lr = _ReferenceTransforms(channels)((jpeg, b""))
+    assert (hr.shape, lr.shape) == ((channels, 448, 448), (channels, 224, 224))
     expected, _ = make_lr_hr_pair(hr[None])
     torch.testing.assert_close(lr, expected[0], rtol=0, atol=1e-5)
     assert -2.1 < hr.min() < hr.max() < 2.1
@@ -129,7 +133,7 @@ def test_every_maker_of_pairs_makes_as_many_as_it_says(sets: DataSets) -> None:
     for name in (OURS, "libjpeg-turbo"):
         run = run_pairs(name, sets.small, 8, 4, 3)
         # A multiple of three workers' batches, those that warm up among them.
-        assert run.samples == 4 * 8
+        assert run.samples == 17 * 4
         assert run.rate > 0
 
 
@@ -235,3 +239,22 @@ def test_a_setting_out_of_range_is_named(name: str) -> None:
         replace(TINY, **{name: 0})
     with pytest.raises(ConfigError, match="count: must be a multiple of 4"):
         replace(TINY, count=9)
+
+
+def spin(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_the_processor_s_time_of_a_child_counts_while_it_lives_and_after() -> None:
+    before = cpu_seconds()
+    child = get_context("spawn").Process(target=spin, args=(0.6,))
+    child.start()
+    seen = []
+    while child.is_alive():
+        seen.append(cpu_seconds() - before)
+        time.sleep(0.05)
+    child.join()
+    assert max(seen) > 0.3
+    assert cpu_seconds() - before > 0.6

@@ -79,6 +79,8 @@ def main(folder: Path, rank: int, world: int, fault: str) -> int:
         error = f"{type(caught).__name__}: {caught.what}"
     except RuntimeError as caught:  # what torch.distributed raises when a peer is gone
         error = f"peer: {type(caught).__name__}"
+    else:
+        dist.destroy_process_group()  # else its threads now and then abort the interpreter at its exit
     sys.stdout.write(json.dumps({"steps": step, "seen": seen, "error": error}))
     sys.stdout.flush()
     return 0 if error is None else 1
