@@ -15,7 +15,9 @@ from pathlib import Path
 
 from mrm_stream.bench.data_figure import draw_data_bench
 from mrm_stream.bench.data_result import (
+    DALI,
     ENCODED,
+    MOSAICML,
     PAIRS_LARGE,
     PAIRS_SMALL,
     RESUME,
@@ -25,8 +27,9 @@ from mrm_stream.bench.data_result import (
     Run,
 )
 from mrm_stream.bench.data_resume import run_resume
-from mrm_stream.bench.data_sets import DataSets, make_data_sets, warm
+from mrm_stream.bench.data_sets import SEED, DataSets, make_data_sets, warm
 from mrm_stream.bench.machine import machine, run_afresh, versions
+from mrm_stream.bench.mosaicml import Mosaicml
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.packing.manifest import read_manifest
 from mrm_stream.publish import make_private_folder, publish_bytes
@@ -42,10 +45,7 @@ _LIBRARIES = (
     "opencv-python-headless",
     "nvidia-dali-cuda130",
     "webdataset",
-    "mosaicml-streaming",
 )
-_OPTIONAL = {"mosaicml-streaming": "streaming", "ours, DALI": "nvidia.dali"}
-"""Contenders that are left out where a module is not installed."""
 _TRACED = 6
 """Batches."""
 
@@ -54,6 +54,7 @@ def bench_data(
     out: Path,
     *,
     options: DataBenchOptions | None = None,
+    mosaicml: Path | None = None,
     trace: Path | None = None,
     progress: Callable[[int, int | None, str], None] | None = None,
 ) -> DataBench:
@@ -62,23 +63,28 @@ def bench_data(
     Args:
         out: Folder of the two files; the packed sets lie in it too, in a temporary folder, until the end.
         options: What is measured.
+        mosaicml: Python of another environment, which has mosaicml-streaming.
         trace: File for a Chrome trace of some batches, made when all is measured.
         progress: Called before each step with the steps done, their number, and what comes now.
 
     Raises:
-        MrmStreamError: webdataset or torchvision is not installed, or a process was killed.
+        MrmStreamError: webdataset or torchvision is not installed, or mosaicml-streaming where it was said to be, or a
+            process was killed.
         StorageError: `out` cannot be written to.
     """
     options = options or DataBenchOptions()
     _require_peers()
     advance = progress or (lambda done, total, note: None)
-    missing = {name for name, module in _OPTIONAL.items() if not _is_there(module)}
+    other = None if mosaicml is None else Mosaicml(mosaicml)
+    missing = {} if other else {MOSAICML: "no Python that has it was given"}
+    if not _is_there("nvidia.dali"):
+        missing[DALI] = "it is not installed"
     stages = {stage: [name for name in names if name not in missing] for stage, names in STAGES.items()}
     steps = 1 + options.rounds * sum(map(len, stages.values()))
     make_private_folder(out)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=out) as work:
         advance(0, steps, "making packed sets")
-        sets = make_data_sets(Path(work) / "sets", options)
+        sets = make_data_sets(Path(work) / "sets", options, other)
         done = 1
         rounds: list[dict[str, dict[str, Run]]] = []
         for number in range(options.rounds):
@@ -89,7 +95,7 @@ def bench_data(
                 runs: dict[str, Run] = {}
                 for name in names[first:] + names[:first]:
                     advance(done, steps, f"round {number + 1}: {stage}, {name}")
-                    runs[name] = _run(stage, name, sets, options)
+                    runs[name] = _run(stage, name, sets, options, other)
                     done += 1
                 found[stage] = {name: runs[name] for name in names}
             rounds.append(found)
@@ -102,8 +108,8 @@ def bench_data(
             mean_bytes={stage: _mean_bytes(path) for stage, path in _decoded(sets).items()},
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=machine(),
-            versions=versions(_LIBRARIES),
-            notes=tuple(f"{name} was left out: it is not installed" for name in sorted(missing)),
+            versions=versions(_LIBRARIES) | ({MOSAICML: other.version} if other else {}),
+            notes=tuple(f"{name} was left out: {why}" for name, why in missing.items()),
             rounds=tuple(rounds),
         )
     publish_bytes(out / RESULT, json.dumps(result.to_json(), indent=2).encode() + b"\n")
@@ -112,7 +118,10 @@ def bench_data(
     return result
 
 
-def _run(stage: str, name: str, sets: DataSets, options: DataBenchOptions) -> Run:
+def _run(stage: str, name: str, sets: DataSets, options: DataBenchOptions, mosaicml: Mosaicml | None) -> Run:
+    if name == MOSAICML:
+        assert mosaicml is not None
+        return mosaicml.run(sets.mds, options.encoded, options.batch, SEED)
     # Imported here, and in the new process: one that resumes must not find torch imported by this module.
     if stage == RESUME:
         return run_afresh(name, run_resume, name, sets.long, sets.position, options.batch, options.threads)

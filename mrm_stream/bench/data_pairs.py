@@ -20,7 +20,7 @@ from typing import Any, Literal
 import simplejpeg
 import torch
 
-from mrm_stream.bench.data_result import OURS, Run
+from mrm_stream.bench.data_result import DALI, OURS, Run
 from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW, tar_names
 from mrm_stream.bench.machine import cpu_seconds, peak_bytes
 from mrm_stream.config import DataConfig, MethodConfig
@@ -47,7 +47,7 @@ def run_pairs(name: str, directory: Path, count: int, batch: int, threads: int) 
     """
     contenders: dict[str, partial[Iterator[int]]] = {
         OURS: partial(_ours, backend="turbojpeg"),
-        "ours, DALI": partial(_ours, backend="dali"),
+        DALI: partial(_ours, backend="dali"),
         "pil+torchvision": partial(_reference, channels=3),
         "the same, all grey": partial(_reference, channels=1),
         "libjpeg-turbo": partial(_bare),

@@ -9,12 +9,12 @@ from typing import Any
 from mrm_stream.bench.formats import QUALITY, WIDTH
 from mrm_stream.errors import ConfigError
 
-OURS = "ours"
+OURS, DALI, MOSAICML = "ours", "ours, DALI", "mosaicml-streaming"
 ENCODED, PAIRS_LARGE, PAIRS_SMALL, RESUME = "encoded", "pairs 1024", "pairs 512", "resume"
 STAGES: dict[str, tuple[str, ...]] = {
-    ENCODED: (OURS, "webdataset", "mosaicml-streaming"),
-    PAIRS_LARGE: (OURS, "ours, DALI", "pil+torchvision", "the same, all grey", "libjpeg-turbo"),
-    PAIRS_SMALL: (OURS, "ours, DALI", "pil+torchvision", "the same, all grey", "libjpeg-turbo"),
+    ENCODED: (OURS, "webdataset", MOSAICML),
+    PAIRS_LARGE: (OURS, DALI, "pil+torchvision", "the same, all grey", "libjpeg-turbo"),
+    PAIRS_SMALL: (OURS, DALI, "pil+torchvision", "the same, all grey", "libjpeg-turbo"),
     RESUME: (OURS, "ours, unverified"),
 }
 """Stage to its contenders, as table and JSON show them; libjpeg-turbo only decodes, and is a bound, not a peer."""
@@ -25,7 +25,7 @@ TITLES = {
     RESUME: "first batch after resume",
 }
 FLOORS: dict[str, dict[str, float]] = {
-    ENCODED: {"webdataset": 5, "mosaicml-streaming": 5},
+    ENCODED: {"webdataset": 5, MOSAICML: 5},
     PAIRS_LARGE: {"pil+torchvision": 5, "libjpeg-turbo": 0.65},
     PAIRS_SMALL: {"pil+torchvision": 8, "libjpeg-turbo": 0.55},
     RESUME: {},

@@ -7,13 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 from mrm_stream.bench.data_result import DataBenchOptions
 from mrm_stream.bench.formats import QUALITY
+from mrm_stream.bench.mosaicml import Mosaicml
 from mrm_stream.bench.radiographs import make_bench_set
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, read_manifest, write_manifest
 from mrm_stream.packing.options import PackOptions
@@ -42,19 +41,20 @@ class DataSets:
     encoded: Path
     """The large ones, each several times."""
     mds: Path
-    """The same bytes as mosaicml-streaming's shards; absent where it is not installed."""
+    """The same bytes as mosaicml-streaming's shards; absent where it is left out."""
     long: Path
     """An epoch too long for the disk: only the shards that a resumed run reads are whole."""
     position: int
     """In the long set's order, at which a run is resumed: in the middle of the second epoch."""
 
 
-def make_data_sets(folder: Path, options: DataBenchOptions) -> DataSets:
+def make_data_sets(folder: Path, options: DataBenchOptions, mosaicml: Mosaicml | None = None) -> DataSets:
     """Make all sets below `folder`; what is read then lies in the page cache.
 
     Args:
         folder: Of theirs; made here.
         options: How many samples, and how large.
+        mosaicml: Who writes the shards of its kind.
     """
     made = make_bench_set(folder / "images", options.count, width=options.width, workers=options.threads)
     for side, name in ((LARGE, "large"), (SMALL, "small")):
@@ -67,8 +67,9 @@ def make_data_sets(folder: Path, options: DataBenchOptions) -> DataSets:
     sets = DataSets(large, small, encoded, mds, long, position=0)
     manifest = read_manifest(sets.large)
     _write_repeated(sets, manifest, options)
-    if find_spec("streaming") is not None:
-        _write_mds(sets)
+    if mosaicml is not None:
+        mosaicml.write(tar_names(sets.encoded), sets.mds)
+        warm(sets.mds)
     return dataclasses.replace(sets, position=_write_long(sets, manifest, options))
 
 
@@ -107,15 +108,6 @@ def _write_repeated(sets: DataSets, manifest: Manifest, options: DataBenchOption
         entries.append(entry)
     write_manifest(sets.encoded, dataclasses.replace(manifest, splits={SPLIT: tuple(entries)}))
     warm(sets.encoded)
-
-
-def _write_mds(sets: DataSets) -> None:
-    shards = ShardSet.open(sets.encoded, SPLIT)
-    with import_module("streaming").MDSWriter(out=str(sets.mds), columns={"jpg": "bytes", "tok": "bytes"}) as writer:
-        for index in range(len(shards)):
-            sample = shards.sample(index)
-            writer.write({"jpg": bytes(sample.jpeg), "tok": sample.token_ids.tobytes()})
-    warm(sets.mds)
 
 
 def _write_long(sets: DataSets, manifest: Manifest, options: DataBenchOptions) -> int:

@@ -212,7 +212,7 @@ def _count_new(announced: Sequence[set[int]], read: Sequence[set[int]]) -> tuple
 class _PaperSet:
     """Stands in for a `ShardSet` that is read through a cache: it notes what it is asked for, and has no bytes."""
 
-    is_cached = True
+    wants_notice = True
     directory = "paper"
     # As long as a real one: it is part of the state.
     fingerprint = f"{'0' * 64}/train"

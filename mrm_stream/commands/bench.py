@@ -46,8 +46,15 @@ def bench_pack(out: Path, count: int, rounds: int, workers: int | None) -> None:
 @click.option("--out", type=DIRECTORY, required=True, help="Directory for data.json, data.png and passing files.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=240, show_default=True, help="Radiographs.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is measured.")
+@click.option(
+    "--mosaicml",
+    type=FILE,
+    default=None,
+    metavar="PYTHON",
+    help="Interpreter of an environment with mosaicml-streaming; it is left out without.",
+)
 @click.option("--trace", type=FILE, default=None, help="Chrome trace of some batches to write.")
-def bench_data(out: Path, count: int, rounds: int, trace: Path | None) -> None:
+def bench_data(out: Path, count: int, rounds: int, mosaicml: Path | None, trace: Path | None) -> None:
     """Reading, decoding and resuming, beside webdataset, mosaicml-streaming, PIL + torchvision and libjpeg-turbo.
 
     \b
@@ -62,6 +69,7 @@ def bench_data(out: Path, count: int, rounds: int, trace: Path | None) -> None:
 
     start()
     with progress("bench data", "steps") as advance:
-        result = bench_data(out, options=DataBenchOptions(count=count, rounds=rounds), trace=trace, progress=advance)
+        options = DataBenchOptions(count=count, rounds=rounds)
+        result = bench_data(out, options=options, mosaicml=mosaicml, trace=trace, progress=advance)
     click.echo(data_table(result, terminal=sys.stdout.isatty()))
     click.echo(", ".join(str(path) for path in (out / RESULT, out / PLOT, trace) if path is not None))

@@ -76,6 +76,11 @@ class JoinedSets:
         """Whether any of the sets is read through a cache."""
         return any(each.is_cached for each in self._sets)
 
+    @property
+    def wants_notice(self) -> bool:
+        """Whether any of the sets does; see `ShardSet.wants_notice`."""
+        return any(each.wants_notice for each in self._sets)
+
     def order(self, seed: int, window: int) -> Mixture:
         """Return the order in which a run reads the samples."""
         return Mixture([each.order(seed, window) for each in self._sets], self._shares, seed)

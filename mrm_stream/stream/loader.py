@@ -202,7 +202,7 @@ class _Batches(Generic[T]):
     def following(self, position: int) -> Iterator[_Made[T]]:
         """Yield this rank's batches from a global position on."""
         while True:
-            if self._shards.is_cached:
+            if self._shards.wants_notice:
                 self._expect(position)
             positions = np.arange(position + self._slice.start, position + self._slice.stop)
             epochs, indexes = self.order.indexes(positions)
@@ -212,7 +212,7 @@ class _Batches(Generic[T]):
             yield _Made(batch, position, len(self.bad))
 
     def _expect(self, position: int) -> None:
-        """Have the shards fetched that this rank's part of this step and the next needs, and the window after them.
+        """Say which shards this rank's part of this step and the next needs, and the window after them.
 
         Not those of the whole steps: the parts of thousands of ranks lie windows apart, and each node would fetch all.
         """

@@ -189,6 +189,7 @@ def test_only_shards_that_are_used_are_read_whole_and_only_once(
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     monkeypatch.setattr("mrm_stream.stream.reader.sha256_of", counted)
+    monkeypatch.setattr("mrm_stream.stream.checksums.sha256_of", counted)
     monkeypatch.setattr("mrm_stream.stream.reader.MAPPED_SHARDS", 1)
     shards = ShardSet.open(training_set, "train")
     second = shards.shard_sizes[0]

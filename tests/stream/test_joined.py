@@ -73,7 +73,7 @@ class Recording(ShardSet):
     announced: list[set[int]]
 
     @property
-    def is_cached(self) -> bool:
+    def wants_notice(self) -> bool:
         return True
 
     def expect(self, windows: Sequence[Sequence[int]]) -> None:

@@ -101,7 +101,7 @@ EIGHT_THREE_FIVE = (Hop(8, 2, 2, 7), Hop(3, 3, 2, 1), Hop(5, 2, 2, 4))
 class Numbers:
     """A set whose samples are their indexes; stands in for a `ShardSet`."""
 
-    is_cached = False
+    wants_notice = False
     directory = "numbers"
 
     def __init__(self, case: Case) -> None:
