@@ -13,12 +13,8 @@ from pathlib import Path
 from mrm_stream.bench.data_result import DataBenchOptions
 from mrm_stream.bench.formats import QUALITY
 from mrm_stream.bench.mosaicml import Mosaicml
-from mrm_stream.bench.radiographs import make_bench_set
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, read_manifest, write_manifest
-from mrm_stream.packing.options import PackOptions
-from mrm_stream.packing.pack import pack
 from mrm_stream.packing.shard import PackedSample, ShardEntry, write_shard
-from mrm_stream.packing.workers import Workers
 from mrm_stream.stream.order import Order
 from mrm_stream.stream.reader import ShardSet
 
@@ -56,6 +52,12 @@ def make_data_sets(folder: Path, options: DataBenchOptions, mosaicml: Mosaicml |
         options: How many samples, and how large.
         mosaicml: Who writes the shards of its kind.
     """
+    # Imported here: a process that only reads the sets, and is timed from its start, has no use for them.
+    from mrm_stream.bench.radiographs import make_bench_set
+    from mrm_stream.packing.options import PackOptions
+    from mrm_stream.packing.pack import pack
+    from mrm_stream.packing.workers import Workers
+
     made = make_bench_set(folder / "images", options.count, width=options.width, workers=options.threads)
     for side, name in ((LARGE, "large"), (SMALL, "small")):
         choices = PackOptions(
