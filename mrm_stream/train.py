@@ -29,6 +29,7 @@ from mrm_stream.errors import MrmStreamError
 def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str, ...]) -> None:
     """Pre-train an encoder; a run found in the output directory is continued."""
     from mrm_stream.runtime import set_up_logging, start_runtime
+    from mrm_stream.training.engine import disconnect
     from mrm_stream.training.loop import pretrain
     from mrm_stream.training.ranks import FirstRankFailedError
 
@@ -37,6 +38,7 @@ def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str
         runtime = start_runtime()
         set_up_logging(quiet=not runtime.is_first)
         pretrain(settings, runtime)
+        disconnect()
     except FirstRankFailedError:
         sys.exit(1)
     except MrmStreamError as error:

@@ -90,6 +90,15 @@ def connect(device: torch.device) -> None:
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
+def disconnect() -> None:
+    """Leave the other ranks, at the end of a run that went well; all ranks together.
+
+    Threads of a group that is still there now and then abort the interpreter at its exit, and the run seems to fail.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Engine:
     """A model, its optimizer, and the ranks that train it together.
 

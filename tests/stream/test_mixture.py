@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mrm_stream.stream.mixture import DEALT, Mixture
 from mrm_stream.stream.order import Order
 
+# The least share of four: 1 in 1,500, and 1 in 2,048 is allowed.
 SETS = st.lists(
-    st.tuples(st.lists(st.integers(3, 7), min_size=1, max_size=4), st.floats(0.01, 10)), min_size=1, max_size=4
+    st.tuples(st.lists(st.integers(3, 7), min_size=1, max_size=4), st.floats(0.02, 10)), min_size=1, max_size=4
 )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mrm_stream.config_file import load_config
 from mrm_stream.records import Batch
 from mrm_stream.runtime import start_runtime
-from mrm_stream.training.engine import Engine
+from mrm_stream.training.engine import Engine, disconnect
 from mrm_stream.training.ranks import Ranks
 
 
@@ -59,6 +59,7 @@ def main() -> None:
         continued.load_moments(moments)
         same = losses(continued, range(3, 7)) == expected
         print(f"stage-{stage}-rank-{runtime.rank}-{'same' if same else 'other'}\n", end="", flush=True)  # noqa: T201
+    disconnect()
 
 
 if __name__ == "__main__":
