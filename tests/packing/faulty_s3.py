@@ -205,8 +205,8 @@ def _handler(server: FaultyS3, host: str, port: int) -> type[BaseHTTPRequestHand
             self.send_header("Content-Length", length)
             self.end_headers()
             sent = content[: len(content) // 2] if cut else content
+            server.bytes_sent += len(sent)  # before a client has them, who may look at once
             self.wfile.write(sent)
-            server.bytes_sent += len(sent)
             if cut:
                 self.wfile.flush()
                 self._reset()
