@@ -37,7 +37,8 @@ class DataConfig:
     """Local folder in which shards are kept that lie elsewhere: at a URL (needed then), or on a slow shared file system
     (which is then read in whole shards, in order, never sample by sample). The ranks of a machine share it."""
     cache_gb: float = 100.0
-    """Gigabytes that may lie in the cache; three windows of shards need to find room."""
+    """Gigabytes of one set that may lie in the cache; three windows of shards need to find room. What is left there of
+    other sets, or of other versions of one, is not counted: remove it by hand."""
     split: Literal["train", "validate", "test"] = "train"
     """The part of the data set to train on."""
     hr_size: int = 448

@@ -99,10 +99,6 @@ def bench_data(
                     done += 1
                 found[stage] = {name: runs[name] for name in names}
             rounds.append(found)
-        if trace is not None:
-            from mrm_stream.bench.trace import write_trace
-
-            write_trace(trace, sets.large, batch=options.batch, count=_TRACED, threads=options.threads)
         result = DataBench(
             options=options,
             mean_bytes={stage: _mean_bytes(path) for stage, path in _decoded(sets).items()},
@@ -112,8 +108,13 @@ def bench_data(
             notes=tuple(f"{name} was left out: {why}" for name, why in missing.items()),
             rounds=tuple(rounds),
         )
-    publish_bytes(out / RESULT, json.dumps(result.to_json(), indent=2).encode() + b"\n")
-    publish_bytes(out / PLOT, draw_data_bench(result))
+        publish_bytes(out / RESULT, json.dumps(result.to_json(), indent=2).encode() + b"\n")
+        publish_bytes(out / PLOT, draw_data_bench(result))
+        if trace is not None:
+            from mrm_stream.bench.trace import write_trace
+
+            make_private_folder(trace.parent)
+            write_trace(trace, sets.large, batch=options.batch, count=_TRACED, threads=options.threads)
     advance(steps, steps, "")
     return result
 

@@ -64,9 +64,10 @@ class Mosaicml:
                 ) from error
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            is_missing = "No module named" in lines[-1]
+            install = f"It needs an environment of its own. Run: {self._python} -m pip install {MOSAICML}"
             raise MrmStreamError(
-                f"{MOSAICML} in {self._python} failed: {lines[-1]}",
-                remedy=f"It needs an environment of its own. Run: {self._python} -m pip install {MOSAICML}",
+                f"{MOSAICML} in {self._python} failed: {lines[-1]}", remedy=install if is_missing else None
             )
         return json.loads(done.stdout.splitlines()[-1])
 

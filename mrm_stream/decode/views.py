@@ -59,7 +59,8 @@ class ViewMaker:
     def __call__(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> tuple[Tensor, Tensor]:
         """Return (lr, hr), each (B, 1, side, side), float32, on the decoder's device.
 
-        The high-resolution view is that of the plain steps bit for bit, the low-resolution one to 1e-6. A view stays
+        The high-resolution view is that of the plain steps bit for bit, the low-resolution one to 1e-6 at the default
+        `std`, and more as it is smaller. A view stays
         as it is for as long as any tensor shares its memory.
 
         Args:

@@ -61,7 +61,8 @@ class CacheCounts:
 class ShardCache:
     """The shards of one packed set, under local names.
 
-    The tars in the folder, and those on their way there, take no more than the limit; or, where that is more, than what
+    The tars in the folder, and those that this process has on their way there, take no more than the limit (other
+    processes' are counted once they have come: up to four shards each on top); or, where that is more, than what
     the processes that share it have announced and not let go, and what was let go of on its way. So a limit that is too
     small fetches more often, but stops no run. Those used last are kept longest.
 
