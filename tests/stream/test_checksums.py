@@ -62,6 +62,16 @@ def entries(tmp_path: Path) -> list[ShardEntry]:
     return made
 
 
+def busy(folder: Path, entries: list[ShardEntry], hashing: Hashing) -> Checksums:
+    """All are expected, and each thread is held up in one."""
+    hashing.gate.clear()
+    made = Checksums(folder, entries)
+    made.expect(range(COUNT))
+    for _ in range(THREADS):
+        assert hashing.begun.acquire(timeout=WAIT_S)
+    return made
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = threading.Event()
     for _ in range(WAIT_S * 100):
@@ -93,11 +103,7 @@ def test_what_is_expected_is_compared_in_that_order_ahead_of_need_and_once(
 def test_several_are_read_at_a_time_and_what_is_no_longer_expected_is_left_out(
     tmp_path: Path, entries: list[ShardEntry], hashing: Hashing
 ) -> None:
-    hashing.gate.clear()
-    tested = Checksums(tmp_path, entries)
-    tested.expect(range(COUNT))
-    for _ in range(THREADS):
-        assert hashing.begun.acquire(timeout=WAIT_S)
+    tested = busy(tmp_path, entries, hashing)
     assert hashing.now == THREADS
     tested.expect([9])
     hashing.gate.set()
@@ -109,11 +115,7 @@ def test_several_are_read_at_a_time_and_what_is_no_longer_expected_is_left_out(
 def test_what_waits_in_the_queue_is_compared_at_once_where_it_is_needed(
     tmp_path: Path, entries: list[ShardEntry], hashing: Hashing
 ) -> None:
-    hashing.gate.clear()
-    tested = Checksums(tmp_path, entries)
-    tested.expect(range(COUNT))
-    for _ in range(THREADS):
-        assert hashing.begun.acquire(timeout=WAIT_S)
+    tested = busy(tmp_path, entries, hashing)
     needed = threading.Thread(target=tested.require, args=(COUNT - 1,))
     needed.start()
     assert hashing.begun.acquire(timeout=WAIT_S)
