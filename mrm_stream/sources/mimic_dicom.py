@@ -19,14 +19,13 @@ from mrm_stream.records import Record
 from mrm_stream.sources.mimic_tables import (
     MIMIC_CONDITIONS,
     TABLE,
-    find_optional_table,
     make_records,
     read_labels,
     read_splits,
     study_folder,
 )
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import claim, find_table, quoted, read_rows
+from mrm_stream.sources.tables import claim, find_optional_table, find_table, quoted, read_rows
 from mrm_stream.storage import Place
 
 _logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS, Record
-from mrm_stream.sources.tables import KEY_PATTERN, claim, quoted, read_rows
+from mrm_stream.sources.tables import KEY_PATTERN, claim, find_optional_table, quoted, read_rows
 from mrm_stream.storage import Place, is_remote
 
 TABLE = "mimic-cxr-2.0.0-{}.csv"
@@ -148,14 +148,6 @@ def make_records(
         )
     if lines:
         reports.check_found()
-
-
-def find_optional_table(root: Place, name: str) -> Place | None:
-    """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, or None."""
-    for candidate in (root / f"{name}.gz", root / name):
-        if candidate.is_file():
-            return candidate
-    return None
 
 
 def read_splits(path: Place) -> Splits:

@@ -11,10 +11,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO, TextIOWrapper
+from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TextIO, cast
 
 from mrm_stream.errors import SourceError
+from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
 from mrm_stream.storage import Place, is_remote, read_whole
 
 CELL_LIMIT = 1 << 20
@@ -35,23 +37,48 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 NOT_SHOWN = "(not shown: it is no plain path)"
 """Stands for a cell that could be a report in the wrong column."""
 
+_ENCODING = "utf-8-sig"
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_PIECE = 1 << 20
+_UNREADABLE = (OSError, EOFError, zlib.error)
+
 _PLAIN = re.compile(r"[\w./+:()-]{1,200}", re.ASCII)
 _IMAGE = re.compile(r"[^\n]+\.(?:jpe?g|png|dcm|dicom|tiff?|bmp|gif|gz)", re.IGNORECASE)
 """A name that is a file's, spaces or not: no report ends so."""
 
 
 def find_table(root: Place, name: str) -> Place:
-    """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, which is looked for first.
+    """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form.
 
     Raises:
-        SourceError: The root has neither.
+        SourceError: The root has neither; or both, as `find_optional_table` says.
     """
-    for candidate in (root / f"{name}.gz", root / name):
-        if candidate.is_file():
-            return candidate
-    raise SourceError(
-        f"there is neither {name}.gz nor {name}", where=root, remedy="Give the directory that holds this table as root."
-    )
+    found = find_optional_table(root, name)
+    if found is None:
+        raise SourceError(
+            f"there is neither {name}.gz nor {name}",
+            where=root,
+            remedy="Give the directory that holds this table as root.",
+        )
+    return found
+
+
+def find_optional_table(root: Place, name: str) -> Place | None:
+    """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, or None.
+
+    Raises:
+        SourceError: Both are there and differ, as when one was edited: which one is meant cannot be known.
+    """
+    found = [table for table in (root / f"{name}.gz", root / name) if table.is_file()]
+    if len(found) == 2:
+        line = _first_difference(*found)
+        if line is not None:
+            raise SourceError(
+                f"{found[0].name} and {found[1].name} are both there, and differ from line {line:,} on",
+                where=root,
+                remedy="Move the one away that is not to be read.",
+            )
+    return found[0] if found else None
 
 
 def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -60,18 +87,23 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
     Lines count from 1, the header's; blank lines are passed over; space around the header's names is ignored.
 
     Args:
-        path: Comma-separated, quoted as in RFC 4180; compressed where the name ends in `.gz`.
+        path: Comma-separated, quoted as in RFC 4180; compressed with gzip or not, whatever its name says.
         columns: Names that the header must have once each; it may have others.
 
     Raises:
         SourceError: The table is absent or cannot be read, lacks a column (the nearest present one is named), or has a
-            row of another length than the header, or a cell or line over the limits.
+            row of another length than the header, or a cell or line over the limits; it is separated by something
+            else than commas, or is no table at all.
     """
     # Process-wide, as the csv module has it: without it a limit that another library raised would stand.
     csv.field_size_limit(CELL_LIMIT)
+    line = 1
     try:
-        with _open_text(path) as file:
-            reader = csv.reader(_bounded_lines(file, path), strict=True)
+        with _open_bytes(path) as unpacked, TextIOWrapper(unpacked, _ENCODING, "surrogateescape", newline="") as file:
+            lines = _bounded_lines(file, path)
+            first = next(lines, "")
+            _check_commas(first, columns, path)
+            reader = csv.reader(chain([first], lines), strict=True)
             header = [name.strip() for name in next(reader, [])]
             places = [_find_column(header, column, columns, path) for column in columns]
             line, blank = reader.line_num + 1, 0
@@ -89,14 +121,12 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
                     if blank > BLANK_LIMIT:
                         raise SourceError("the table has too many blank lines", where=f"{path}, line {line}")
                 line = reader.line_num + 1
+    except csv.Error as error:
+        raise _bad_row(error, f"{path}, line {line}") from None
     except FileNotFoundError:
         raise SourceError("the table does not exist", where=path, remedy="Check the root that you gave.") from None
-    except UnicodeDecodeError:
-        raise SourceError("the table is not UTF-8", where=path, remedy="Save it as UTF-8.") from None
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise SourceError(
-            f"the table cannot be read ({error})", where=path, remedy="It may be damaged or cut short: fetch it again."
-        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
 
 
 def claim(lines: dict[str, int], key: str, line: int, path: Place) -> None:
@@ -159,13 +189,77 @@ def _hashed_key(stem: str, path: str) -> str:
     return f"{kept}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
 
 
-def _open_text(path: Place) -> TextIO:
+def _open_bytes(path: Place) -> BinaryIO:
+    """Return a table's file, unpacked where its content, whatever its name, is compressed with gzip."""
     # A remote table is fetched whole, with retries, rather than read in pieces over minutes.
     if isinstance(path, Path) and path.exists() and not path.is_file():  # a pipe would never end
         raise SourceError("the table is not a regular file", where=path, remedy="Give a directory of plain files.")
     file: BinaryIO = BytesIO(_read_remote(path)) if is_remote(path) else path.open("rb")
-    unpacked = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
-    return TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
+    if _start_of(file).startswith(GZIP):
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    try:
+        told = format_of(_start_of(file))
+    except BaseException:
+        file.close()
+        raise
+    if told is not None:
+        file.close()
+        raise SourceError(f"this is no CSV table: it is {told.name}", where=path, remedy=told.remedy)
+    return file
+
+
+def _start_of(file: BinaryIO) -> bytes:
+    start = file.read(SNIFFED)
+    file.seek(0)
+    return start
+
+
+def _first_difference(one: Place, other: Place) -> int | None:
+    """Return the line from which on two tables differ, or None where they are equal, byte by byte."""
+    line = 1
+    for a, b in zip_longest(_pieces(one), _pieces(other), fillvalue=b""):
+        if a != b:
+            equal = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            return line + a.count(b"\n", 0, equal)
+        line += a.count(b"\n")
+    return None
+
+
+def _pieces(path: Place) -> Iterator[bytes]:
+    """Yield a table's unpacked bytes, 1 MiB at a time."""
+    try:
+        with _open_bytes(path) as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Place, error: Exception) -> SourceError:
+    return SourceError(
+        f"the table cannot be read ({error})", where=path, remedy="It may be damaged or cut short: fetch it again."
+    )
+
+
+def _bad_row(error: csv.Error, where: str) -> SourceError:
+    """Return what the csv module found wrong in the row that begins there."""
+    if "field larger than" in str(error):
+        return SourceError(
+            f"a cell is longer than {CELL_LIMIT:,} characters",
+            where=where,
+            remedy="A quote that is not closed takes the rows after it into its cell: mend the quotes of this row.",
+        )
+    if "unexpected end of data" in str(error):
+        return SourceError(
+            "a quote of this row is not closed before the table ends",
+            where=where,
+            remedy="Close it; or the table was cut short: fetch it again.",
+        )
+    return SourceError(
+        f"the row is not written as in a CSV table ({error})",
+        where=where,
+        remedy="Cells with commas, quotes or line ends stand in quotes, and quotes in them are doubled.",
+    )
 
 
 def _read_remote(path: Place) -> bytes:
@@ -184,8 +278,36 @@ def _bounded_lines(file: TextIO, path: Place) -> Iterator[str]:
                 where=f"{path}, line {number}",
                 remedy="This is no table of radiographs: check the file.",
             )
+        if not line.isascii() and _is_not_utf8(line):
+            raise SourceError("the table is not UTF-8", where=f"{path}, line {number}", remedy="Save it as UTF-8.")
         yield line
         number += 1
+
+
+def _is_not_utf8(line: str) -> bool:
+    """Return whether bytes that are not UTF-8 were read as lone surrogates."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _check_commas(header: str, columns: Sequence[str], path: Place) -> None:
+    """Raise SourceError where the header's line has the columns, were it not separated by commas."""
+    for separator, name in _SEPARATORS.items():
+        if separator in header and set(columns) <= {cell.strip(' "\r\n') for cell in header.split(separator)}:
+            raise SourceError(
+                f"the table is separated by {name}",
+                where=f"{path}, line 1",
+                remedy="Save it with commas, and points in its numbers.",
+            )
+    if header.lower().startswith("sep="):
+        raise SourceError(
+            "the table begins with a line that only spreadsheets know",
+            where=f"{path}, line 1",
+            remedy="Remove this line, and separate the cells by commas.",
+        )
 
 
 def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: Place) -> int:
