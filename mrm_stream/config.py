@@ -16,7 +16,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # Zhou et al.'s code; the dataclasses' own defaults.
     "reference": {},
     # Zhou et al., ICLR 2023, where the text and the code differ.
-    "paper": {"method": {"pixel_target": "pixels", "report_loss_over": "masked", "token_masking": "token"}},
+    "paper": {
+        "model": {"positions": "mae"},
+        "method": {"pixel_target": "pixels", "report_loss_over": "masked", "token_masking": "token"},
+    },
 }
 
 
@@ -133,6 +136,9 @@ class ModelConfig:
 
     patch: int = 16
     """Side of a patch of the low-resolution image, in pixels."""
+    positions: Literal["mae", "reference"] = "reference"
+    """Fixed 2-D sine-cosine positions, of wavelengths up to 10 * 2 pi patches (code) or, as MAE's, to 10,000 * 2 pi
+    (what the paper's words stand for). An encoder that starts from a file (run.init) has the file's own."""
     image_encoder: ViTConfig = field(default_factory=lambda: ViTConfig(width=768, depth=12, heads=12))
     image_decoder: ViTConfig = field(default_factory=lambda: ViTConfig(width=768, depth=4, heads=6))
     report_decoder: ReportDecoderConfig = field(default_factory=ReportDecoderConfig)
@@ -149,13 +155,15 @@ class MethodConfig:
     """Masked record modelling: what is hidden, what is restored, what is compared."""
 
     mask_ratio: float = 0.75
-    """Share of the patches hidden from the image encoder; 0 hides none, and then all are restored."""
+    """Share of the patches masked for the image encoder; 0 masks none, and then all are reconstructed. What stays
+    visible is cut off to whole patches, as in the code."""
     report_mask_ratio: float = 0.5
     """Chance that a word (or token) is hidden from the report decoder."""
     token_masking: Literal["word", "token"] = "word"
     """word: a word's `##` pieces follow its first, position 0 and the last are never hidden (code); token (paper)."""
-    pixel_target: Literal["patch_normalized", "pixels"] = "patch_normalized"
-    """Compare with patches of mean 0 and variance 1 (code), or with grey values in [0, 1] (paper)."""
+    pixel_target: Literal["patch_normalized", "image_normalized", "pixels"] = "patch_normalized"
+    """Compare with patches of mean 0 and variance 1 (code), with the image as the encoder sees it, less data.mean and
+    over data.std (code without --norm_pix_loss), or with grey values in [0, 1] (paper)."""
     report_loss_over: Literal["all", "masked"] = "all"
     """all positions, visible and [PAD] too (code), or the masked tokens only (paper)."""
     image_loss_weight: float = 1.0

@@ -22,8 +22,11 @@ def test_an_empty_file_gives_the_reference_recipe(tmp_path: Path) -> None:
 
 
 def test_the_paper_recipe_is_a_set_of_defaults_that_a_setting_overrides(tmp_path: Path) -> None:
-    method = load_config(write(tmp_path, "recipe: paper\nmethod: {token_masking: word}")).method
+    config = load_config(write(tmp_path, "recipe: paper\nmethod: {token_masking: word}"))
+    method = config.method
     assert (method.pixel_target, method.report_loss_over, method.token_masking) == ("pixels", "masked", "word")
+    assert config.model.positions == "mae"
+    assert load_config(None).model.positions == "reference"
 
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:

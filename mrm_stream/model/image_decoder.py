@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -18,19 +20,27 @@ class ImageDecoder(nn.Module):
         encoder_width: Width of the encoder's tokens.
         grid: Patches along a side.
         patch: Side of a restored patch in pixels.
+        positions: Kind of the fixed positions.
         report_width: Width of the report's feature that is added to every token; None: there is none.
     """
 
     pos_embed: Tensor
 
     def __init__(
-        self, config: ViTConfig, *, encoder_width: int, grid: int, patch: int, report_width: int | None = None
+        self,
+        config: ViTConfig,
+        *,
+        encoder_width: int,
+        grid: int,
+        patch: int,
+        positions: Literal["mae", "reference"],
+        report_width: int | None = None,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(encoder_width, config.width)
         self.report_embed = nn.Linear(report_width, config.width) if report_width is not None else None
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
-        self.register_buffer("pos_embed", sincos_positions(config.width, grid))
+        self.register_buffer("pos_embed", sincos_positions(config.width, grid, positions))
         self.blocks = make_blocks(config)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.pred = nn.Linear(config.width, patch * patch * COLOURS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -64,16 +65,19 @@ class ImageEncoder(nn.Module):
         config: Size of the stack.
         image_size: Side of the image in pixels.
         patch: Side of a patch in pixels.
+        positions: Kind of the fixed positions.
     """
 
     pos_embed: Tensor
 
-    def __init__(self, config: ViTConfig, *, image_size: int, patch: int) -> None:
+    def __init__(
+        self, config: ViTConfig, *, image_size: int, patch: int, positions: Literal["mae", "reference"]
+    ) -> None:
         super().__init__()
         self.patch = patch
         self.patch_embed = PatchEmbedding(config.width, patch)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
-        self.register_buffer("pos_embed", sincos_positions(config.width, image_size // patch))
+        self.register_buffer("pos_embed", sincos_positions(config.width, image_size // patch, positions))
         self.blocks = make_blocks(config)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         nn.init.normal_(self.cls_token, std=0.02)

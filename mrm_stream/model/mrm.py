@@ -59,7 +59,9 @@ class MaskedRecordModel(nn.Module):
         _check(model, method, data, grid)
         self.visible = visible_count(grid**2, method.mask_ratio)
         self.target_patch = model.patch * data.hr_size // data.lr_size if method.super_resolution else model.patch
-        self.image_encoder = ImageEncoder(model.image_encoder, image_size=data.lr_size, patch=model.patch)
+        self.image_encoder = ImageEncoder(
+            model.image_encoder, image_size=data.lr_size, patch=model.patch, positions=model.positions
+        )
         self.image_decoder: ImageDecoder | None = None
         self.report_decoder: ReportDecoder | None = None
         width = model.image_encoder.width
@@ -69,6 +71,7 @@ class MaskedRecordModel(nn.Module):
                 encoder_width=width,
                 grid=grid,
                 patch=self.target_patch,
+                positions=model.positions,
                 report_width=model.report_decoder.width if method.hybrid_features else None,
             )
         if method.report_loss_weight:
@@ -130,9 +133,11 @@ class MaskedRecordModel(nn.Module):
         """Return (targets (B, N, P), and what they must be multiplied by and then added to for grey in [0, 1])."""
         image_BCHW = batch.image_hr_BCHW if self.method.super_resolution else batch.image_lr_BCHW
         grey_BNP = patchify(image_BCHW.float(), self.target_patch)
+        one = torch.ones((), device=grey_BNP.device)
         if self.method.pixel_target == "pixels":
-            one = torch.ones((), device=grey_BNP.device)
             return grey_BNP * self.data.std + self.data.mean, one, 0 * one
+        if self.method.pixel_target == "image_normalized":
+            return grey_BNP, self.data.std * one, self.data.mean * one
         target_BNP, mean_BN1, std_BN1 = normalise_patches(grey_BNP)
         return target_BNP, std_BN1 * self.data.std, mean_BN1 * self.data.std + self.data.mean
 

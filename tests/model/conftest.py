@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,10 +28,16 @@ def _one_thread() -> Iterator[None]:
 def make_model() -> Callable[..., MaskedRecordModel]:
     """Method settings to a seeded model without dropout, in evaluation mode."""
 
-    def make(dropout: float = 0.0, seed: int = 0, **method: Any) -> MaskedRecordModel:
+    def make(
+        dropout: float = 0.0, seed: int = 0, positions: Literal["mae", "reference"] = "reference", **method: Any
+    ) -> MaskedRecordModel:
         report = ReportDecoderConfig(width=16, depth=2, heads=2, feed_forward=32, dropout=dropout, positions=12)
         sizes = ModelConfig(
-            patch=8, image_encoder=ViTConfig(16, 2, 2), image_decoder=ViTConfig(12, 1, 3), report_decoder=report
+            patch=8,
+            positions=positions,
+            image_encoder=ViTConfig(16, 2, 2),
+            image_decoder=ViTConfig(12, 1, 3),
+            report_decoder=report,
         )
         torch.manual_seed(seed)
         data = DataConfig(hr_size=64, lr_size=32, report_length=10)

@@ -131,7 +131,7 @@ def test_hidden_patches_do_not_reach_the_encoder_and_visible_ones_are_not_compar
 
 
 def test_visible_patches_are_embedded_as_by_timm_on_three_channels(batch: Batch) -> None:
-    encoder = ImageEncoder(ViTConfig(16, 1, 2), image_size=32, patch=8)
+    encoder = ImageEncoder(ViTConfig(16, 1, 2), image_size=32, patch=8, positions="mae")
     theirs = PatchEmbed(img_size=32, patch_size=8, in_chans=3, embed_dim=16)
     theirs.load_state_dict(encoder.patch_embed.state_dict())
     visible_BV = batch.patch_noise_BN.argsort(dim=1)[:, :4]
@@ -144,7 +144,7 @@ def test_visible_patches_are_embedded_as_by_timm_on_three_channels(batch: Batch)
 
 
 @pytest.mark.parametrize("ratio", [0.75, 0.0])
-@pytest.mark.parametrize("target", ["pixels", "patch_normalized"])
+@pytest.mark.parametrize("target", ["pixels", "patch_normalized", "image_normalized"])
 @pytest.mark.parametrize("super_resolution", [True, False])
 def test_image_loss_is_the_mean_square_over_hidden_patches_in_three_channels(
     make_model: Maker, batch: Batch, ratio: float, target: str, super_resolution: bool
@@ -154,7 +154,7 @@ def test_image_loss_is_the_mean_square_over_hidden_patches_in_three_channels(
     target_BNP = patchify(image.expand(-1, 3, -1, -1), side)
     if target == "pixels":
         target_BNP = target_BNP * 0.2449 + 0.4978
-    else:
+    elif target == "patch_normalized":
         variance = target_BNP.var(dim=-1, keepdim=True)
         target_BNP = (target_BNP - target_BNP.mean(dim=-1, keepdim=True)) / (variance + 1e-6).sqrt()
     assert model.image_decoder is not None
@@ -365,6 +365,8 @@ def test_weights_start_as_the_references(make_model: Maker) -> None:
         ({}, {"lr_size": 36, "hr_size": 72}, "model.patch"),
         ({}, {"lr_size": 4, "hr_size": 8}, "model.patch"),
         ({"mask_ratio": 0.99}, {}, "method.mask_ratio"),
+        # 0.96 of the 16 patches: less than one whole patch would be visible.
+        ({"mask_ratio": 0.94}, {}, "method.mask_ratio"),
         ({}, {"report_length": 101}, "data.report_length"),
         ({"hybrid_features": True, "report_loss_weight": 0.0}, {}, "method.hybrid_features"),
         ({"hybrid_features": True, "image_loss_weight": 0.0}, {}, "method.hybrid_features"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
 from mrm_stream.model.patches import (
     normalise_patches,
@@ -69,9 +71,12 @@ def test_a_patch_of_one_grey_value_stays_finite_and_half_precision_is_widened() 
     assert std_BN1.item() == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(("kind", "longest"), [("mae", 10_000), ("reference", 10)])
 @pytest.mark.parametrize(("width", "grid"), [(8, 3), (48, 14)])
-def test_positions_are_sines_and_cosines_of_column_then_row(width: int, grid: int) -> None:
-    positions_1ND = sincos_positions(width, grid)
+def test_positions_are_sines_and_cosines_of_column_then_row(
+    width: int, grid: int, kind: Literal["mae", "reference"], longest: int
+) -> None:
+    positions_1ND = sincos_positions(width, grid, kind)
     assert positions_1ND.shape == (1, 1 + grid * grid, width)
     assert positions_1ND.dtype == torch.float32
     assert positions_1ND[0, 0].abs().max() == 0
@@ -79,17 +84,28 @@ def test_positions_are_sines_and_cosines_of_column_then_row(width: int, grid: in
     for row, column in ((0, 1), (1, 0), (grid - 1, grid // 2)):
         expected = []
         for coordinate in (column, row):
-            angles = [coordinate / 10_000 ** (i / quarter) for i in range(quarter)]
+            angles = [coordinate / longest ** (i / quarter) for i in range(quarter)]
             expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
         found = positions_1ND[0, 1 + row * grid + column]
         torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
+def test_positions_of_neighbours_at_full_size_are_as_alike_as_was_measured() -> None:
+    """Cosines of patches 1 and 4 columns apart, at width 768: of MAE's positions, and of the reference code's."""
+    known: list[tuple[Literal["mae", "reference"], float, float]]
+    known = [("mae", 0.986, 0.884), ("reference", 0.948, 0.550)]
+    for kind, near, far in known:
+        unit_ND = normalize(sincos_positions(768, 14, kind)[0, 1:], dim=1)
+        assert (unit_ND[0] @ unit_ND[1]).item() == pytest.approx(near, abs=5e-4)
+        assert (unit_ND[0] @ unit_ND[4]).item() == pytest.approx(far, abs=5e-4)
+
+
 @pytest.mark.parametrize(
     ("patches", "ratio", "visible"),
-    [(196, 0.75, 49), (196, 0.5, 98), (196, 0.0, 196), (10, 0.9, 1), (10, 0.7, 3), (100, 0.71, 29)],
+    # The last ones: 196 * 0.1 is 19.6, 36 * 0.25 is 9; 100 * (1 - 0.9) is 9.999... in binary.
+    [(196, 0.75, 49), (196, 0.5, 98), (196, 0.0, 196), (196, 0.9, 19), (36, 0.75, 9), (100, 0.9, 9), (10, 0.9, 0)],
 )
-def test_visible_count_is_rounded(patches: int, ratio: float, visible: int) -> None:
+def test_visible_count_is_cut_off_as_the_references(patches: int, ratio: float, visible: int) -> None:
     assert visible_count(patches, ratio) == visible
 
 

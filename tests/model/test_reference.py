@@ -30,7 +30,7 @@ class Reference:
     def parameters(self) -> dict[str, Tensor]:
         return {n.removeprefix("param."): value for n, value in self.tensors.items() if n.startswith("param.")}
 
-    def model(self, **method: Any) -> MaskedRecordModel:
+    def model(self, *, load: bool = True, **method: Any) -> MaskedRecordModel:
         size = self.settings
         sizes = ModelConfig(
             image_encoder=ViTConfig(size["dim"], size["depth"], size["heads"]),
@@ -41,7 +41,8 @@ class Reference:
         data = DataConfig(report_length=self.tensors["in.ids"].shape[1])
         method = {"mask_ratio": size["mask_ratio"], **method}
         model = MaskedRecordModel(sizes, MethodConfig(**method), data, vocabulary=size["vocab"])
-        load_reference(model, self.parameters)
+        if load:
+            load_reference(model, self.parameters)
         return model.eval()
 
     def batch(self) -> Batch:
@@ -62,6 +63,12 @@ def reference(shared: Path) -> Iterator[Reference]:
     with safe_open(shared / "reference" / "official_small.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["config"])
         yield Reference(settings, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def test_a_fresh_model_has_the_references_positions_bit_for_bit(reference: Reference) -> None:
+    fresh = to_reference(reference.model(load=False))
+    for name in ("pos_embed", "decoder_pos_embed"):
+        assert torch.equal(fresh[name], reference.parameters[name]), name
 
 
 def test_names_and_tensors_go_in_and_out_unchanged(reference: Reference) -> None:
@@ -103,7 +110,7 @@ def test_inputs_are_hidden_alike(reference: Reference) -> None:
 def test_latents_and_predictions_agree(reference: Reference) -> None:
     model, batch = reference.model(), reference.batch()
     order_BN = patch_order(batch.patch_noise_BN)
-    latent_BVD = model.image_encoder(batch.image_lr_BCHW, order_BN[:, :49])
+    latent_BVD = model.image_encoder(batch.image_lr_BCHW, order_BN[:, : model.visible])
     torch.testing.assert_close(latent_BVD, reference.tensors["out.latent"], rtol=1e-4, atol=1e-4)
     assert model.image_decoder is not None
     pixels_BKP = model.image_decoder(latent_BVD, order_BN, torch.arange(0, 196, 14).expand(3, -1))

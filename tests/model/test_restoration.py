@@ -26,7 +26,7 @@ class _Oracle(nn.Module):
         return take_patches(self.target_BNP, wanted_BK).repeat_interleave(3, dim=-1)
 
 
-@pytest.mark.parametrize("target", ["pixels", "patch_normalized"])
+@pytest.mark.parametrize("target", ["pixels", "patch_normalized", "image_normalized"])
 @pytest.mark.parametrize("super_resolution", [True, False])
 def test_a_perfect_prediction_restores_the_radiograph(
     make_model: Maker, batch: Batch, target: str, super_resolution: bool

@@ -19,6 +19,7 @@ from torch import Tensor
 from mrm_stream.config import DataConfig, MethodConfig, ModelConfig
 from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.model.mrm import MaskedRecordModel
+from mrm_stream.model.patches import sincos_positions
 from mrm_stream.model.weights import (
     export_encoder,
     initialise,
@@ -182,6 +183,25 @@ def test_an_encoder_of_any_origin_is_taken_up_and_nothing_else(make_model: Maker
     untouched = make_model(seed=2)
     for part in ("image_decoder.", "report_decoder."):
         assert _same(model, untouched, part)
+
+
+@pytest.mark.parametrize("origin", ["mae", "exported"])
+def test_an_encoder_brings_its_positions_and_the_image_decoder_keeps_the_setting_s(
+    make_model: Maker, tmp_path: Path, origin: str
+) -> None:
+    """Weights know the positions that they were trained with; what is exported later holds these, not the setting's."""
+    mae, path = sincos_positions(16, 4, "mae"), tmp_path / "weights.safetensors"
+    if origin == "mae":
+        save_file({**_mae(True), "pos_embed": mae, "decoder_pos_embed": sincos_positions(8, 4, "mae")}, path)
+    else:
+        export_encoder(make_model(positions="mae"), path, {})
+    model = make_model(positions="reference")
+    initialise(model, path)
+    assert model.image_decoder is not None
+    assert torch.equal(model.image_encoder.pos_embed, mae)
+    assert torch.equal(model.image_decoder.pos_embed, sincos_positions(12, 4, "reference"))
+    export_encoder(model, tmp_path / "exported.safetensors", {})
+    assert torch.equal(load_file(tmp_path / "exported.safetensors")["pos_embed"], mae)
 
 
 @torch.no_grad()
