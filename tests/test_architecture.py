@@ -18,6 +18,7 @@ GROUND = {
     "randomness",
     "config",
     "config_file",
+    "config_resume",
     "runtime",
     "progress",
     "publish",

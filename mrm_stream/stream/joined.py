@@ -68,8 +68,7 @@ class JoinedSets:
     @property
     def fingerprint(self) -> str:
         """What tells these sets, in these shares, from any others."""
-        described = [[each.fingerprint for each in self._sets], [float(share) for share in self._shares]]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        return joined_fingerprint([each.fingerprint for each in self._sets], self._shares)
 
     @property
     def is_cached(self) -> bool:
@@ -121,3 +120,9 @@ class JoinedSets:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
+
+
+def joined_fingerprint(fingerprints: Sequence[str], shares: Sequence[float]) -> str:
+    """Return the fingerprint of several sets in these shares, by their own."""
+    described = [list(fingerprints), [float(share) for share in shares]]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()

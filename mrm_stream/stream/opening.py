@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrm_stream.config import DataConfig
+from mrm_stream.packing.manifest import read_manifest
 from mrm_stream.storage import Place, place_of
-from mrm_stream.stream.joined import JoinedSets
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.joined import JoinedSets, joined_fingerprint
+from mrm_stream.stream.reader import ShardSet, split_fingerprint
 
 
 def open_data(data: DataConfig) -> ShardSet | JoinedSets:
@@ -21,6 +22,18 @@ def open_data(data: DataConfig) -> ShardSet | JoinedSets:
     places = [data.shards, *data.mixture]
     sets = [open_set(place_of(place), data.split, data, of=len(places)) for place in places]
     return sets[0] if len(sets) == 1 else JoinedSets(sets, [1.0, *data.mixture.values()])
+
+
+def fingerprint_of(data: DataConfig) -> str:
+    """Return the fingerprint that what `open_data` returns would have; nothing but manifests is read, or made.
+
+    Raises:
+        ShardError: A manifest cannot be read.
+        StorageError: The storage does not answer.
+    """
+    places = [data.shards, *data.mixture]
+    fingerprints = [split_fingerprint(read_manifest(place_of(place)), data.split) for place in places]
+    return fingerprints[0] if len(places) == 1 else joined_fingerprint(fingerprints, [1.0, *data.mixture.values()])
 
 
 def open_set(directory: Place, split: str, data: DataConfig, *, of: int = 1) -> ShardSet:

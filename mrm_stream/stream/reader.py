@@ -137,7 +137,7 @@ class ShardSet:
     @property
     def fingerprint(self) -> str:
         """What tells this split of this set from any other."""
-        return f"{self.manifest.fingerprint}/{self.split}"
+        return split_fingerprint(self.manifest, self.split)
 
     def tokenizer_file(self) -> Path:
         """Return the tokenizer that the token ids are of.
@@ -355,6 +355,11 @@ class ShardSet:
 
     def _damaged(self, index: int, what: str) -> ShardError:
         return ShardError(what, where=f"{self.directory / self.place(index)}", remedy=_REMEDY)
+
+
+def split_fingerprint(manifest: Manifest, split: str) -> str:
+    """Return what tells a split of a packed set from any other."""
+    return f"{manifest.fingerprint}/{split}"
 
 
 def _check_files(tar: Path, entry: ShardEntry) -> None:

@@ -97,6 +97,11 @@ def save_checkpoint(
     return final
 
 
+def checkpoints_in(run: Path) -> list[Path]:
+    """Return the directories of a run's checkpoints, the newest first; whether they are whole is not looked at."""
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+
+
 def newest_checkpoint(run: Path) -> Checkpoint | None:
     """Return the newest checkpoint below `run` that is whole, or None where there are none at all.
 
@@ -104,7 +109,7 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
         CheckpointError: There are some, and every one of them is damaged.
     """
     damaged = []
-    for directory in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+    for directory in checkpoints_in(run):
         try:
             return open_checkpoint(directory)
         except CheckpointError as error:
@@ -125,22 +130,35 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         CheckpointError: A file is absent or damaged, or of another format or version.
     """
+    state = read_state(directory)
     try:
-        state = json.loads((directory / _STATE).read_text())
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CheckpointError("is not a checkpoint of mrm_stream", where=directory / _STATE)
-        if state.get("version") != VERSION:
-            raise CheckpointError(
-                f"has version {state.get('version')!r}, not {VERSION}",
-                where=directory / _STATE,
-                remedy="Use the release that wrote it.",
-            )
         for name in (_MODEL, _MOMENTS):
             if sha256_of(directory / name) != state["sha256"][name]:
                 raise CheckpointError("is damaged: its SHA-256 is another", where=directory / name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, KeyError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=directory) from error
     return Checkpoint(directory, state)
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds besides tensors; whether those are whole is not looked at.
+
+    Raises:
+        CheckpointError: The file is absent or damaged, or of another format or version.
+    """
+    try:
+        state = json.loads((directory / _STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=directory) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError("is not a checkpoint of mrm_stream", where=directory / _STATE)
+    if state.get("version") != VERSION:
+        raise CheckpointError(
+            f"has version {state.get('version')!r}, not {VERSION}",
+            where=directory / _STATE,
+            remedy="Use the release that wrote it.",
+        )
+    return state
 
 
 def _sync_file(path: Path) -> None:

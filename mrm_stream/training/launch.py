@@ -75,12 +75,12 @@ def _check(settings: Config, ranks: int) -> None:
 
     check_places(settings)
     batch_sizes(settings.optim, ranks)
+    check_run(Path(settings.run.out), settings)
     shards = open_data(settings.data)
     shards.tokenizer_file()
     shards.close()
     with torch.device("meta"):  # Shapes without numbers: no time, no memory.
         make_model(settings, shards.reports.vocabulary)
-    check_run(Path(settings.run.out), settings)
 
 
 def _wait(command: list[str], error_file: Path) -> tuple[int, bool]:

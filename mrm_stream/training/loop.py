@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from mrm_stream.training.flow import Flow
 from mrm_stream.training.launched import bound_to_launcher
 from mrm_stream.training.metrics import MetricsLog, Window
 from mrm_stream.training.ranks import Ranks
-from mrm_stream.training.run_directory import COMPLETE, CONFIG, ENCODER, check_places, prepare_run
+from mrm_stream.training.run_directory import COMPLETE, CONFIG, ENCODER, check_places, check_run, prepare_run
 from mrm_stream.training.schedule import learning_rate, total_steps
 
 MAX_SKIPPED_STEPS = 100
@@ -110,7 +110,7 @@ def _check_finite(weights: Mapping[str, Tensor], step: int) -> None:
             raise TrainingError(
                 f"{name} holds numbers that are not finite at step {step}; nothing was saved",
                 where="training",
-                remedy="Continue from the last checkpoint with a smaller optim.base_lr or with optim.gradient_clip.",
+                remedy="Resume the run with optim.gradient_clip=1, or begin another with a smaller optim.base_lr.",
             )
 
 
@@ -128,9 +128,11 @@ class Pretraining:
         check_places(config)
         batch_sizes(config.optim, runtime.world)  # Refused now, before anything slow.
         self.ranks = Ranks(runtime)
+        # Nothing is written until all that can be refused was, a checkpoint taken up among it: a run that is found
+        # here must stay what it is, and a mistake in a new one leaves no directory behind.
+        seen = self.ranks.first(lambda: check_run(self.out, config))
         self.shards = open_data(config.data)
         self.steps = total_steps(len(self.shards), config.optim)
-        # Before the directory is made: settings that do not fit each other leave none behind.
         model = make_model(config, self.shards.reports.vocabulary)
         self.batches = make_batches(config, self.shards, runtime.device)
         checkpoint = self._newest()
@@ -155,6 +157,7 @@ class Pretraining:
         self.step, self.rate = 0, 0.0
         if checkpoint is not None:
             self._take_up(checkpoint)
+        self.ranks.first(lambda: self._begin(seen))
         self.metrics = MetricsLog(self.out, resumed_at=self.step) if runtime.is_first else None
         # What the clock has seen: a stretch that an earlier process began is only in part this one's work.
         self._clock, self._waited, self._clocked = time.perf_counter(), 0.0, self.step
@@ -262,14 +265,16 @@ class Pretraining:
             self.metrics.close()
 
     def _newest(self) -> Checkpoint | None:
-        def prepare() -> Path | None:
-            self._lock = prepare_run(self.out, self.config)
+        def choose() -> Path | None:
             newest = newest_checkpoint(self.out)
             return newest.directory if newest is not None else None
 
         # One rank chooses: ranks that each looked for themselves could continue from different steps.
-        directory = self.ranks.first(prepare)
+        directory = self.ranks.first(choose)
         return open_checkpoint(directory) if directory is not None else None
+
+    def _begin(self, seen: Sequence[Path]) -> None:
+        self._lock = prepare_run(self.out, self.config, seen)
 
     def _check_budgets(self, bad: int) -> None:
         if bad > self.config.data.max_bad_samples:
@@ -282,7 +287,7 @@ class Pretraining:
             raise TrainingError(
                 f"{self.engine.skipped_steps} steps were left out, as their gradients were not finite",
                 where="training",
-                remedy="Continue from the last checkpoint with a smaller optim.base_lr or with optim.gradient_clip.",
+                remedy="Resume the run with optim.gradient_clip=1, or begin another with a smaller optim.base_lr.",
             )
 
     def _take_up(self, checkpoint: Checkpoint) -> None:

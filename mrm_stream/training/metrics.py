@@ -52,7 +52,7 @@ class Window:
             raise TrainingError(
                 f"{', '.join(bad)} not finite in the {self.steps} steps before step {step}",
                 where="training",
-                remedy="Continue from the last checkpoint with a smaller optim.base_lr or with optim.gradient_clip.",
+                remedy="Resume the run with optim.gradient_clip=1, or begin another with a smaller optim.base_lr.",
             )
         return means
 

@@ -11,31 +11,24 @@ RUN/config.yaml           every setting, as resolved
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from mrm_stream.config import Config
+from mrm_stream.config import Config, DataConfig
 from mrm_stream.config_file import dump_config, load_config, with_absolute_places
-from mrm_stream.errors import ConfigError
+from mrm_stream.config_resume import changes
+from mrm_stream.errors import CheckpointError, ConfigError
 from mrm_stream.publish import FILE_MODE, make_private_folder, publish_bytes
+from mrm_stream.stream.opening import fingerprint_of
+from mrm_stream.training.checkpoint import checkpoints_in, read_state
 
 CONFIG, ENCODER, COMPLETE = "config.yaml", "encoder.safetensors", "complete.json"
 _LOCK = ".lock"
 
-# These say where and how fast, not what is trained: they may change when a run is continued. That the shards are the
-# same ones is checked by their fingerprint.
-_MAY_CHANGE = (
-    "data.shards",
-    "data.cache",  # and cache_gb
-    "data.backend",
-    "data.threads",
-    "data.prefetch",
-    "data.max_bad_samples",
-    "engine.",
-    "run.",
-)
+log = logging.getLogger(__name__)
 
 
 def check_places(config: Config) -> None:
@@ -45,34 +38,49 @@ def check_places(config: Config) -> None:
             raise ConfigError("is not set", where=name, remedy=f"Give --{name.split('.')[1]} DIR.")
 
 
-def check_run(out: Path, config: Config) -> None:
-    """Raise what `prepare_run` would raise of a run that is found here, and change nothing.
+def check_run(out: Path, config: Config) -> list[Path]:
+    """Raise what keeps a run from this directory, and change nothing; return the checkpoints that are there.
 
     Raises:
-        ConfigError: Another process trains in this directory, or the run here has other settings.
+        ConfigError: Another process trains in this directory, or the run here has other settings or other data.
+        ShardError: There is a run here, and no packed set to resume it with.
     """
     if (out / _LOCK).exists():
         _locked(out).close()
-    _check_settings(out, config)
+    _changed(out, config)
+    _check_data(out, config.data)
+    return checkpoints_in(out)
 
 
-def prepare_run(out: Path, config: Config) -> IO[bytes]:
+def prepare_run(out: Path, config: Config, seen: Sequence[Path]) -> IO[bytes]:
     """Create a run's directory, or check that the run found there is this one; then save the settings.
 
+    The first step of a run that writes, and so the last before it trains: whatever else can be refused was before.
     Only its owner can look inside: weights and losses tell of the patients that they come from. The settings are saved
     with absolute paths, so that the run can be used from any folder.
+
+    Args:
+        out: The run's directory.
+        config: Of the run.
+        seen: Checkpoints that were there when one of them was loaded.
 
     Returns:
         A lock on the directory: it lasts as long as this file is open.
 
     Raises:
-        ConfigError: Another process trains in it; or the run there has saved something and has other settings, each
-            of which is named.
+        ConfigError: Another process trains in it, or has since the checkpoint was loaded; or the run there has saved
+            something and has other settings, each of which is named.
         StorageError: It cannot be written to.
     """
     make_private_folder(out)
     lock = _locked(out)
-    _check_settings(out, config)
+    if checkpoints_in(out) != list(seen):
+        lock.close()
+        raise ConfigError(
+            "another process has trained in this directory just now", where=out, remedy="Start this one again."
+        )
+    for warning in _changed(out, config):
+        log.warning("resumed with another setting: %s", warning)
     publish_bytes(out / CONFIG, dump_config(with_absolute_places(config)).encode())
     return lock
 
@@ -94,25 +102,32 @@ def _locked(out: Path) -> IO[bytes]:
     return lock
 
 
-def _check_settings(out: Path, config: Config) -> None:
+def _changed(out: Path, config: Config) -> tuple[str, ...]:
+    """Return the settings to warn of; ConfigError names those that may not be other than those of the run here."""
     path = out / CONFIG
-    if path.exists() and any((out / "checkpoints").glob("step-*")):
-        earlier = _flat(asdict(load_config(path)))
-        changed = [
-            f"{name} was {earlier[name]!r}, is {value!r}"
-            for name, value in _flat(asdict(config)).items()
-            if earlier[name] != value and not name.startswith(_MAY_CHANGE)
-        ]
-        if changed:
+    if not (path.exists() and checkpoints_in(out)):
+        return ()
+    found = changes(load_config(path), config)
+    if found.refused:
+        raise ConfigError(
+            f"holds a run with other settings: {'; '.join(found.refused)}",
+            where=out,
+            remedy="Take the settings back to continue it, or choose another run.out.",
+        )
+    return found.warned
+
+
+def _check_data(out: Path, data: DataConfig) -> None:
+    for directory in checkpoints_in(out):
+        try:
+            loader = read_state(directory)["loader"]
+            saved = loader["fingerprint"]
+        except (CheckpointError, KeyError, TypeError):
+            continue  # Damaged, and told so when it is opened: an older one is resumed then.
+        if saved != fingerprint_of(data):
             raise ConfigError(
-                f"holds a run with other settings: {'; '.join(changed)}",
+                "holds a run of other data: of another packed set or split, or of sets in another order",
                 where=out,
-                remedy="Take the settings back to continue it, or choose another run.out.",
+                remedy="Give the sets that it was begun with (they may lie elsewhere), or choose another run.out.",
             )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat
+        return

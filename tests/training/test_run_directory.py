@@ -1,24 +1,50 @@
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config
 from mrm_stream.errors import ConfigError
+from mrm_stream.packing.options import PackOptions
+from mrm_stream.packing.pack import pack
+from mrm_stream.stream.opening import fingerprint_of, open_data
+from mrm_stream.training.checkpoint import checkpoints_in, save_checkpoint
 from mrm_stream.training.run_directory import check_run, prepare_run
+from tests.files import contents
+from tests.training.runs import SETTINGS, torchrun
 
 
 def config(*overrides: str) -> Config:
     return load_config(None, ["data.shards=shards/a", "run.out=runs/a", *overrides])
 
 
+def begun(out: Path, settings: Config) -> None:
+    """A run that has saved a checkpoint."""
+    prepare_run(out, settings, []).close()
+    state = {"step": 1, "loader": {"fingerprint": fingerprint_of(settings.data)}}
+    save_checkpoint(out, {"a": torch.zeros(1)}, {"step": torch.ones(1)}, state, keep=1)
+
+
+@pytest.fixture(scope="module")
+def sets(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two sets of one tokenizer, `a` and `b`, of other samples a shard."""
+    folder = tmp_path_factory.mktemp("sets")
+    shutil.copytree(packed, folder / "a")
+    options = PackOptions(short_side=96, samples_per_shard=16, vocabulary=300)
+    pack("mimic", packed.parent / "tree", folder / "b", options=options, tokenizer=packed / "tokenizer.json")
+    return folder
+
+
 def test_the_settings_are_saved_with_paths_that_hold_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    prepare_run(Path("runs/a"), config()).close()
+    prepare_run(Path("runs/a"), config(), []).close()
     saved = load_config(tmp_path / "runs/a/config.yaml")
     assert saved.data.shards == str(tmp_path / "shards/a")
     assert saved.run.out == str(tmp_path / "runs/a")
@@ -27,26 +53,107 @@ def test_the_settings_are_saved_with_paths_that_hold_from_anywhere(
 
 def test_only_the_owner_can_look_into_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    prepare_run(out, config()).close()
+    prepare_run(out, config(), []).close()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (out, *out.iterdir()))
 
 
-def test_a_check_finds_changed_settings_and_changes_nothing(tmp_path: Path) -> None:
-    prepare_run(tmp_path, config()).close()
-    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    before = (tmp_path / "config.yaml").read_bytes()
+def test_a_check_finds_changed_settings_and_changes_nothing(packed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun(run, config(f"data.shards={packed}"))
+    before = contents(tmp_path)
     with pytest.raises(ConfigError, match=r"optim.base_lr was 0.00015, is 0.1\n"):
-        check_run(tmp_path, config("optim.base_lr=0.1"))
-    check_run(tmp_path, config("run.log_every=3"))
-    assert (tmp_path / "config.yaml").read_bytes() == before
+        check_run(run, config(f"data.shards={packed}", "optim.base_lr=0.1"))
+    check_run(run, config(f"data.shards={packed}", "run.log_every=3"))
     check_run(tmp_path / "absent", config())
-    assert not (tmp_path / "absent").exists()
+    assert contents(tmp_path) == before
+
+
+def test_a_change_that_is_only_warned_of_is_logged_when_the_run_begins(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(tmp_path, config(f"data.shards={packed}"))
+    changed = config(f"data.shards={packed}", "engine.precision=fp32", "data.threads=1")
+    with caplog.at_level(logging.WARNING):
+        prepare_run(tmp_path, changed, check_run(tmp_path, changed)).close()
+    assert caplog.messages == ["resumed with another setting: engine.precision was 'bf16', is 'fp32'"]
 
 
 def test_a_check_finds_a_run_in_progress_and_does_not_hold_it_up(tmp_path: Path) -> None:
-    lock = prepare_run(tmp_path, config())
+    lock = prepare_run(tmp_path, config(), [])
     with pytest.raises(ConfigError, match="another process is training"):
         check_run(tmp_path, config())
     lock.close()
     check_run(tmp_path, config())
-    prepare_run(tmp_path, config()).close()
+    prepare_run(tmp_path, config(), []).close()
+
+
+def test_a_run_that_another_process_has_taken_further_meanwhile_is_not_gone_on_with(
+    packed: Path, tmp_path: Path
+) -> None:
+    seen = checkpoints_in(tmp_path)
+    begun(tmp_path, config(f"data.shards={packed}"))
+    with pytest.raises(ConfigError, match="has trained in this directory just now"):
+        prepare_run(tmp_path, config(f"data.shards={packed}"), seen)
+    prepare_run(tmp_path, config(f"data.shards={packed}"), checkpoints_in(tmp_path)).close()
+
+
+# ---- the data that a run goes on with ----
+
+
+def test_what_is_read_of_manifests_is_what_the_opened_sets_have(sets: Path) -> None:
+    for mixture in ("{}", f"{{{sets / 'b'}: 0.2}}"):
+        data = config(f"data.shards={sets / 'a'}", f"data.mixture={mixture}").data
+        opened = open_data(data)
+        assert fingerprint_of(data) == opened.fingerprint
+        opened.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["data.shards=a"], ["data.shards=b"]),
+        (["data.shards=a"], ["data.shards=a", "data.mixture={b: 0.2}"]),
+        (["data.shards=a", "data.mixture={b: 0.2}"], ["data.shards=a"]),
+        (["data.shards=a", "data.mixture={b: 0.2}"], ["data.shards=a", "data.mixture={b: 0.3}"]),
+        (["data.shards=a", "data.mixture={b: 1.0}"], ["data.shards=b", "data.mixture={a: 1.0}"]),
+        (["data.shards=a"], ["data.shards=a", "data.split=validate"]),
+    ],
+)
+def test_a_run_of_other_data_is_refused_and_left_as_it_is(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: list[str], other: list[str]
+) -> None:
+    monkeypatch.chdir(sets)
+    begun(tmp_path, config(*one))
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="holds a run"):
+        check_run(tmp_path, config(*other))
+    assert contents(tmp_path) == before
+    check_run(tmp_path, config(*one))
+
+
+def test_a_mixture_by_relative_paths_is_resumed_from_here_from_elsewhere_and_moved(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sets)
+    mixed = config("data.shards=a", "data.mixture={b: 0.2}")
+    begun(tmp_path / "run", mixed)
+    check_run(tmp_path / "run", mixed)
+    monkeypatch.chdir(sets.parent)
+    name = sets.name
+    check_run(tmp_path / "run", config(f"data.shards={name}/a", f"data.mixture={{{name}/b: 0.2}}"))
+    shutil.copytree(sets, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    check_run(tmp_path / "run", config("data.shards=moved/a", "data.mixture={moved/b: 0.2}"))
+
+
+def test_real_runs_go_on_and_what_is_refused_changes_nothing(sets: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+    script = Path(__file__).with_name("resumed.py")
+    result = torchrun([str(script), str(tmp_path / "config.yaml"), str(sets), str(tmp_path / "run")], ranks=1)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "relative paths: trained",
+        "another folder and another micro-batch: trained",
+        "another set first: refused, unchanged",
+        "absent initial weights: refused, unchanged",
+    ]
