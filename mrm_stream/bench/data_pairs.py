@@ -93,7 +93,7 @@ def _ours(
     yield 0
     with load(shards, maker, batch) as loader:
         for made in islice(loader, batches):
-            yield len(made.image_lr_BCHW)
+            yield len(made.take().image_lr_BCHW)
     maker.close()
 
 

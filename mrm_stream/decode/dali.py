@@ -61,17 +61,18 @@ class DaliDecoder:
         if not jpegs:
             return torch.empty((0, 1, self._size, self._size), dtype=torch.uint8, device=self._device)
         try:
-            image_BHWC = self._run(jpegs, crops)
+            output = self._run(jpegs, crops)
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
             self.close()
             self._raise_culprits(jpegs, crops, error)
-        return image_BHWC.reshape(len(jpegs), 1, self._size, self._size)
+        return self._kept(output).reshape(len(jpegs), 1, self._size, self._size)
 
     def close(self) -> None:
         """Release the pipeline."""
         self._pipeline = None
 
-    def _run(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
+    def _run(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Any:
+        """Return DALI's tensor of the batch, whose pixels are there."""
         if self._pipeline is None or len(jpegs) > self._capacity:
             self._capacity = max(len(jpegs), self._capacity)
             self._pipeline = self._build(self._capacity)
@@ -84,11 +85,26 @@ class DaliDecoder:
         for name, data in zip(("jpeg", "start", "shape", "flip"), fed, strict=True):
             self._pipeline.feed_input(name, data)
         # Without a stream, as in DALI's own PyTorch iterator: this waits until the outputs are there, so the JPEGs,
-        # which are not copied, may go. In DALI's source `run(stream)` drops the order of a stream that comes as a
-        # pointer, and the memory could then be used anew while a kernel of the consumer still reads it.
+        # which are not copied, may go.
         (output,) = self._pipeline.run()
-        # No copy: DALI's default executor gives each run a buffer of its own, which lives as long as the tensor.
-        return from_dlpack(output.as_tensor())
+        return output.as_tensor()
+
+    def _kept(self, output: Any) -> Tensor:
+        """Return what DALI made, in memory that it does not fill again."""
+        image_BHWC = from_dlpack(output)
+        if self._device.type == "cpu":
+            # No copy: DALI's default executor gives each run a buffer of its own, which lives as long as the tensor.
+            return image_BHWC
+        # On a GPU it lives so long too, but what reads it is only enqueued when Python drops the tensor. DALI frees the
+        # buffer in the order of its own stream, which knows nothing of ours, and the next batch may be decoded into it
+        # before the kernel has read this one: pixels of another patient. So it is copied (50 MB, some 40 us), and kept
+        # until the copy has run. What this returns is torch's, and follows torch's rules.
+        kept_BHWC = image_BHWC.clone()
+        # Blocking: the thread sleeps, and leaves its core to those that decode.
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self._device))
+        copied.synchronize()
+        return kept_BHWC
 
     def _build(self, capacity: int) -> Any:
         pipeline_class, fn, types = self._dali

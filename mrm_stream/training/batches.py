@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mrm_stream.config import DataConfig, MethodConfig
 from mrm_stream.decode.crops import Crops, central_crops, random_crops
 from mrm_stream.decode.decoder import make_decoder
+from mrm_stream.decode.device import DeviceSide, Handover
 from mrm_stream.decode.jpeg import jpeg_sizes
 from mrm_stream.decode.views import ViewMaker
 from mrm_stream.model.masking import mask_tokens, pad_reports, patch_noise
@@ -45,7 +45,8 @@ class BatchMaker:
         device: torch.device,
     ) -> None:
         self._data, self._method = data, method
-        self._patches, self._seed, self._device = patches, seed, device
+        self._patches, self._seed = patches, seed
+        self._side = DeviceSide(device)
         self.seconds_decoding, self.bytes_decoded = 0.0, 0
         """So far: time and JPEG bytes of what became batches."""
         self._is_continuation_V = continuation_table(load_tokenizer(tokenizer))
@@ -54,8 +55,8 @@ class BatchMaker:
             self._decoder, mean=data.mean, std=data.std, lr_size=data.lr_size, antialias=data.antialias
         )
 
-    def __call__(self, draws: Sequence[Draw]) -> Batch:
-        """Return a training batch: a random crop, perhaps flipped, of each sample.
+    def __call__(self, draws: Sequence[Draw]) -> Handover[Batch]:
+        """Return a training batch, for the step to take: a random crop, perhaps flipped, of each sample.
 
         Raises:
             DamagedSamplesError: Some radiographs cannot be decoded.
@@ -72,7 +73,7 @@ class BatchMaker:
         )
         return self._batch(draws, epochs_B, indexes_B, crops)
 
-    def whole(self, draws: Sequence[Draw]) -> Batch:
+    def whole(self, draws: Sequence[Draw]) -> Handover[Batch]:
         """Return the same without augmentation: the central square of each radiograph; masks are drawn as ever."""
         epochs_B, indexes_B, sizes_B2 = self._identities(draws)
         return self._batch(draws, epochs_B, indexes_B, central_crops(sizes_B2))
@@ -88,11 +89,7 @@ class BatchMaker:
 
     def _batch(
         self, draws: Sequence[Draw], epochs_B: NDArray[np.int64], indexes_B: NDArray[np.int64], crops: Crops
-    ) -> Batch:
-        started = time.perf_counter()
-        image_lr_BCHW, image_hr_BCHW = self._make_views([draw.sample.jpeg for draw in draws], crops)
-        self.seconds_decoding += time.perf_counter() - started
-        self.bytes_decoded += sum(len(draw.sample.jpeg) for draw in draws)
+    ) -> Handover[Batch]:
         token_ids_BL = pad_reports([draw.sample.token_ids for draw in draws], self._data.report_length)
         token_is_masked_BL = mask_tokens(
             token_ids_BL,
@@ -103,15 +100,17 @@ class BatchMaker:
             mode=self._method.token_masking,
             is_continuation_V=self._is_continuation_V,
         )
-        return Batch(
-            image_hr_BCHW=image_hr_BCHW,
-            image_lr_BCHW=image_lr_BCHW,
-            patch_noise_BN=self._to_device(patch_noise(self._seed, epochs_B, indexes_B, self._patches)),
-            token_ids_BL=self._to_device(token_ids_BL),
-            token_is_masked_BL=self._to_device(token_is_masked_BL),
-        )
-
-    def _to_device(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        # From pageable memory the copy would wait for everything that the GPU still has to do.
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+        noise_BN = patch_noise(self._seed, epochs_B, indexes_B, self._patches)
+        with self._side.making():
+            started = time.perf_counter()
+            image_lr_BCHW, image_hr_BCHW = self._make_views([draw.sample.jpeg for draw in draws], crops)
+            self.seconds_decoding += time.perf_counter() - started
+            self.bytes_decoded += sum(len(draw.sample.jpeg) for draw in draws)
+            batch = Batch(
+                image_hr_BCHW=image_hr_BCHW,
+                image_lr_BCHW=image_lr_BCHW,
+                patch_noise_BN=self._side.copied(noise_BN),
+                token_ids_BL=self._side.copied(token_ids_BL),
+                token_is_masked_BL=self._side.copied(token_is_masked_BL),
+            )
+            return self._side.handover(batch)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, portable_settings
+from mrm_stream.decode.device import Handover
 from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.weights import export_encoder, initialise
@@ -141,7 +142,7 @@ class Pretraining:
         elif config.run.init:
             initialise(model, Path(config.run.init))
         self.engine = Engine(model, config, runtime)
-        self.loader: Loader[Batch] = Loader(
+        self.loader: Loader[Handover[Batch]] = Loader(
             self.shards,
             self.batches,
             seed=config.seed,
@@ -169,7 +170,7 @@ class Pretraining:
 
     def train_step(self) -> None:
         """Take the next batch and one optimizer step."""
-        batch = next(self.loader)
+        batch = next(self.loader).take()
         self.rate = learning_rate(self.epoch, self.config.optim)
         self.window.add(self.engine.step(batch, step=self.step, learning_rate=self.rate))
         self.step += 1

@@ -86,7 +86,7 @@ def restore_samples(run: Path, shards: Place | None, split: str | None, count: i
     batches = make_batches(config, opened, device)
     indexes = np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int).tolist()
     draws = [Draw(opened.sample(index), epoch=0) for index in indexes]
-    batch = batches.whole(draws)
+    batch = batches.whole(draws).take()
     batches.close()
     restoration = model.restore(batch)
     assert restoration.image_BCHW is not None

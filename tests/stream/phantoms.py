@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mrm_stream.config import DataConfig, MethodConfig
+from mrm_stream.decode.device import Handover
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.records import Batch
@@ -47,11 +48,11 @@ def batch_maker(
     )
 
 
-def fingerprints(maker: Callable[[Sequence[Draw]], Batch]) -> Callable[[Sequence[Draw]], list[Seen]]:
+def fingerprints(maker: Callable[[Sequence[Draw]], Handover[Batch]]) -> Callable[[Sequence[Draw]], list[Seen]]:
     """A transform that makes the batch and returns a fingerprint of each of its samples."""
 
     def transform(draws: Sequence[Draw]) -> list[Seen]:
-        batch = maker(draws)
+        batch = maker(draws).take()
         tensors = [getattr(batch, name) for name in NAMES]
         return [
             (draw.epoch, draw.sample.key, tuple(_digest(tensor[slot]) for tensor in tensors))

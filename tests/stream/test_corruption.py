@@ -248,7 +248,7 @@ def decoded(root: Path, backend: Literal["dali", "turbojpeg"], **choices: Any) -
     maker = batch_maker(shards, backend=backend)
 
     def transform(draws: Sequence[Draw]) -> tuple[list[int], torch.Tensor]:
-        batch = maker(draws)
+        batch = maker(draws).take()
         return [draw.sample.index for draw in draws], batch.image_hr_BCHW
 
     try:

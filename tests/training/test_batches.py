@@ -1,11 +1,22 @@
-"""Where packing and decoding meet: what one makes, the other takes."""
+"""Where packing, decoding and training meet: what one makes, the other takes."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mrm_stream.config import DataConfig, MethodConfig
 from mrm_stream.decode import jpeg
 from mrm_stream.packing.images.checks import MAX_PIXELS, MAX_SIDE
 from mrm_stream.packing.images.sizes import target_size
 from mrm_stream.packing.options import PackOptions
+from mrm_stream.records import Batch
+from mrm_stream.stream.loader import Draw
+from mrm_stream.stream.reader import ShardSet
+from mrm_stream.training.batches import BatchMaker
+from tests.decode.fake_gpu import DEVICE, FakeGpu
 
 
 def test_the_largest_image_that_is_packed_by_default_is_one_that_is_decoded() -> None:
@@ -15,3 +26,23 @@ def test_the_largest_image_that_is_packed_by_default_is_one_that_is_decoded() ->
     assert strip[0] * strip[1] <= MAX_PIXELS
     height, width = target_size(strip, short_side)
     assert height * width <= jpeg.MAX_PIXELS
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_on_a_gpu_all_of_a_batch_is_made_on_the_loader_s_stream(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    gpu = FakeGpu()
+    shards = ShardSet.open(packed, "train")
+    data = DataConfig(hr_size=64, lr_size=32, report_length=24, backend="turbojpeg")
+    draws = [Draw(shards.sample(index), epoch=0) for index in range(3)]
+    with monkeypatch.context() as patch:
+        gpu.install(patch)
+        maker = BatchMaker(data, MethodConfig(), patches=16, tokenizer=shards.tokenizer_file(), seed=0, device=DEVICE)
+        made = maker.whole(draws) if whole else maker(draws)
+        assert gpu.happened == ["copy pinned on loader of GPU 1"] * 4 + ["record loader"]
+        batch = made.take()
+        assert gpu.happened[5] == "step waits for loader"
+        assert len(gpu.happened) == 6 + len(fields(Batch))
+    maker.close()
+    assert batch.image_hr_BCHW.shape == (3, 1, 64, 64)
