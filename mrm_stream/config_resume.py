@@ -72,6 +72,7 @@ ON_RESUME: Mapping[str, OnResume] = {
     "model.report_decoder.feed_forward": _SIZES,
     "model.report_decoder.dropout": _LOSS,
     "model.report_decoder.positions": _SIZES,
+    "model.positions": _refused("the model was trained with these"),
     "method.mask_ratio": _LOSS,
     "method.report_mask_ratio": _LOSS,
     "method.token_masking": _LOSS,
