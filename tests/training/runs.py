@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ def torchrun(arguments: list[str], *, ranks: int) -> subprocess.CompletedProcess
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
 
 
+def wait_until(what: Callable[[], bool], process: subprocess.Popen[Any] | None = None, seconds: float = 240) -> None:
+    """Return when something has come about, while a process lives that it depends on."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process is None or process.poll() is None, "the run ended before it was to be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @dataclass
 class Run:
     """One directory, and the launches of `train.py` into it."""
@@ -76,24 +86,41 @@ class Run:
         """Run to the end."""
         return torchrun(self.arguments(*overrides), ranks=ranks)
 
-    def launch_and_signal(
-        self, number: signal.Signals, when: Callable[[], bool], *overrides: str, ranks: int = 2
-    ) -> int:
-        """Send a signal to every process of the run as soon as `when()`; return the exit status."""
-        process = subprocess.Popen(
-            torchrun_command(self.arguments(*overrides), ranks=ranks),
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 240
-        while not when():
-            assert process.poll() is None, "the run ended before it was to be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a command, silent and in a process group of its own."""
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=quiet, stderr=quiet, start_new_session=True)
+
+    def launch_and_signal(self, number: signal.Signals, when: Callable[[], bool], *overrides: str) -> int:
+        """Send a signal to the launcher's group as soon as `when()`; return its exit status."""
+        process = self.start(torchrun_command(self.arguments(*overrides), ranks=2))
+        wait_until(when, process)
         os.killpg(process.pid, number)
         return process.wait(timeout=120)
+
+    def launch_and_kill(self, step: int, *overrides: str, ranks: int = 2) -> None:
+        """Kill the launcher and every rank when all ranks have taken `step` steps, and no more."""
+        held = [self.out.with_name(f"held-{rank}") for rank in range(ranks)]
+        script = [str(Path(__file__).with_name("held.py")), str(step), str(self.out.parent)]
+        process = self.start(torchrun_command([*script, *self.arguments(*overrides)[1:]], ranks=ranks))
+        wait_until(lambda: all(path.exists() for path in held), process)
+        # torch starts each rank in a session of its own: the launcher's process group is the launcher alone.
+        found = self.processes()
+        assert len(found) == 1 + ranks
+        for number in found:
+            with suppress(ProcessLookupError):  # The launcher ends the others when it sees the first one gone.
+                os.kill(number, signal.SIGKILL)
+        process.wait(timeout=120)
+        wait_until(lambda: not self.processes())
+
+    def processes(self) -> set[int]:
+        """Every process that has this run's directory on its command line."""
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # It has just ended.
+                if str(self.out).encode() in path.read_bytes().split(b"\0"):
+                    found.add(int(path.parent.name))
+        return found
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the log, without what depends on the clock."""
@@ -101,10 +128,6 @@ class Run:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         timed = {"samples_per_s", "waiting_share", "decoding_share", "mb_per_s"}
         return [{name: value for name, value in line.items() if name not in timed} for line in lines]
-
-    def saved(self, step: int) -> bool:
-        """Whether there is a checkpoint of this step."""
-        return (self.out / "checkpoints" / f"step-{step:08d}").exists()
 
 
 def new_run(folder: Path, shards: Path) -> Run:

@@ -6,14 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mrm_stream.training.launched import ERROR_FILE, error_left
-from tests.training.runs import ENVIRONMENT, STEPS, Run
+from tests.training.runs import ENVIRONMENT, STEPS, Run, wait_until
 
 
 def command(run: Run, *overrides: str) -> list[str]:
@@ -28,33 +26,13 @@ def launch(run: Run, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def wait_until(what: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def processes_of(run: Run) -> set[int]:
-    """Every process that has the run's directory on its command line."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(run.out).encode() in words:
-            found.add(int(path.parent.name))
-    return found
-
-
 def test_ranks_do_not_outlive_a_launcher_that_is_killed(run: Run) -> None:
     process = subprocess.Popen(command(run, "optim.epochs=4000"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    wait_until(lambda: bool(run.metrics()), 240)
-    assert len(processes_of(run)) == 4  # The launcher, torchrun, two ranks.
+    wait_until(lambda: bool(run.metrics()), process)
+    assert len(run.processes()) == 4  # The launcher, torchrun, two ranks.
     process.kill()
     process.wait()
-    wait_until(lambda: not processes_of(run), 20)
+    wait_until(lambda: not run.processes(), seconds=20)
     # A stopped run that has saved nothing may have other settings; nothing keeps the directory from it.
     result = launch(run)
     assert result.returncode == 0, result.stderr
@@ -85,7 +63,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
 
 def test_a_request_to_stop_reaches_the_ranks_and_the_same_command_continues(run: Run) -> None:
     process = subprocess.Popen(command(run, "run.save_every=1000"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: bool(run.metrics()), 240)
+    wait_until(lambda: bool(run.metrics()), process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1

@@ -65,11 +65,12 @@ def test_a_run_that_lacks_its_encoder_alone_exports_it_and_logs_nothing_twice(al
 
 
 def test_a_run_that_is_killed_and_continued_is_bit_identical_to_one_left_alone(alone: Run, run: Run) -> None:
-    run.launch_and_signal(signal.SIGKILL, lambda: run.saved(8))
-    assert not (run.out / "complete.json").exists()
+    # Past the checkpoint of step 8, in which two of a line's three steps are summed, and past that line, of step 9.
+    run.launch_and_kill(11)
+    assert [line["step"] for line in run.metrics()] == [3, 6, 9]
     result = run.launch()
     assert result.returncode == 0, result.stderr
-    assert "continuing at step" in result.stderr
+    assert f"continuing at step 8 of {STEPS}" in result.stderr
     assert run.metrics() == alone.metrics()
     assert same(weights(run), weights(alone))
 
@@ -91,9 +92,10 @@ def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(packed: Path, tmp
     exact = ("engine.precision=fp32", "model.report_decoder.dropout=0.0")
     one, moved = new_run(tmp_path / "one", packed), new_run(tmp_path / "moved", packed)
     assert one.launch(*exact, "engine.zero_stage=0", ranks=1).returncode == 0
-    moved.launch_and_signal(signal.SIGKILL, lambda: moved.saved(8), *exact, "engine.zero_stage=2")
+    moved.launch_and_kill(11, *exact, "engine.zero_stage=2")
     result = moved.launch(*exact, "engine.zero_stage=0", ranks=1)
     assert result.returncode == 0, result.stderr
+    assert f"continuing at step 8 of {STEPS}" in result.stderr
     for line, other in zip(moved.metrics(), one.metrics(), strict=True):
         # A mean over masked tokens is taken on each rank, which have different numbers of them.
         assert line.pop("report_loss_masked") == pytest.approx(other.pop("report_loss_masked"), rel=1e-2)
