@@ -28,6 +28,7 @@ from mrm_stream.errors import MrmStreamError
 from mrm_stream.packing.images.checks import ImageError, check_size
 from mrm_stream.packing.images.gdcm_process import shared_decoder
 from mrm_stream.packing.images.jpeg import decode_jpeg, stream_format
+from mrm_stream.packing.images.padding import PADDING_KEYWORDS, padding_values
 from mrm_stream.packing.images.rendering import Rendering, Stored, grey_levels
 
 _RLE = "1.2.840.10008.1.2.5"
@@ -50,7 +51,7 @@ _VIEW = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,15}")
 _KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "ViewPosition"),
+    *("VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "ViewPosition", *PADDING_KEYWORDS),
 )
 _TAGS: list[Any] = [tag_for_keyword(keyword) for keyword in _KEYWORDS]
 
@@ -86,7 +87,8 @@ def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], 
             values = np.arange(1 << 8 * stored_HW.itemsize) & ((1 << layout.bits_stored) - 1)
             if layout.signed:
                 values -= (values >> (layout.bits_stored - 1)) << layout.bits_stored
-            grey = grey_levels(stored_HW, values, header, rendering)
+            is_padding = padding_values(header, values, signed=layout.signed)
+            grey = grey_levels(stored_HW, values, is_padding, header, rendering)
             view = str(header.get("ViewPosition") or "").strip().upper()
     except (MrmStreamError, MemoryError):
         raise

@@ -25,6 +25,8 @@ and the greatest white.
 equalized: as the images of MIMIC-CXR-JPG were made: least to greatest stored value over 0 to 255, fractions dropped,
 then the histogram equalized. It is OpenCV's `equalizeHist`, in integers: levels differ from its floats by 1 at most.
 (What is inverted is so first of all, not after fractions are dropped: a picture and its negative come out the same.)
+
+Padding is no part of the picture: it is neither the least nor the greatest value, is not counted, and becomes black.
 """
 
 Stored = NDArray[np.uint8] | NDArray[np.uint16]
@@ -32,26 +34,44 @@ Stored = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 def grey_levels(
-    stored_HW: Stored, values: NDArray[np.int64], header: Dataset, rendering: Rendering
+    stored_HW: Stored,
+    values: NDArray[np.int64],
+    is_padding: NDArray[np.bool_],
+    header: Dataset,
+    rendering: Rendering,
 ) -> NDArray[np.uint8]:
     """Return the grey of each value that a pixel of a DICOM can have: an image then costs one look-up a pixel.
 
     Args:
         stored_HW: The pixels.
         values: What stored values mean, before any look-up: 256 or 65,536 integers.
+        is_padding: Which of them are padding.
         header: Where the look-up tables and the window are.
         rendering: How values become grey.
 
     Raises:
         ImageError: A table or a window is damaged, or is of a kind that is not known.
     """
+    grey = _grey_of_all(stored_HW, values, is_padding, header, rendering)
+    return np.where(is_padding, np.uint8(0), grey)
+
+
+def _grey_of_all(
+    stored_HW: Stored,
+    values: NDArray[np.int64],
+    is_padding: NDArray[np.bool_],
+    header: Dataset,
+    rendering: Rendering,
+) -> NDArray[np.uint8]:
+    """Return the grey of each value, of padding as if it were none."""
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     slope, intercept = _number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)
     if slope == 0:
         raise ImageError("image-damaged", "the DICOM's rescaling makes all values one")
     if rendering == "equalized":
         # Of the rescaling only its direction matters here.
-        return _equalized(stored_HW, -values if (slope < 0) != inverted else values)
+        counts = _histogram(stored_HW) * ~is_padding
+        return _equalized(counts, -values if (slope < 0) != inverted else values)
     if header.get("ModalityLUTSequence"):
         wide = _look_up(header.ModalityLUTSequence[0], values)[0].astype(np.float64)
     else:
@@ -64,8 +84,9 @@ def grey_levels(
         return ((levels * 255 + greatest // 2) // greatest).astype(np.uint8)
     if width >= 1 or (width > 0 and function != "LINEAR"):
         return _windowed(wide, center, width, function, inverted=inverted)
-    used = wide[_histogram(stored_HW) > 0]
-    return _ramp(wide, used.min(), used.max() - used.min(), inverted=inverted)
+    used = wide[(_histogram(stored_HW) > 0) & ~is_padding]
+    low, high = (used.min(), used.max()) if used.size else (0.0, 0.0)
+    return _ramp(wide, low, high - low, inverted=inverted)
 
 
 def _number(header: Dataset, keyword: str, default: float) -> float:
@@ -87,9 +108,10 @@ def _histogram(stored_HW: Stored) -> NDArray[np.int64]:
     return counts
 
 
-def _equalized(stored_HW: Stored, values: NDArray[np.int64]) -> NDArray[np.uint8]:
-    counts = _histogram(stored_HW)
+def _equalized(counts: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.uint8]:
     used = values[counts > 0]
+    if not used.size:
+        return np.zeros(values.size, np.uint8)
     low, span = int(used.min()), max(int(used.max() - used.min()), 1)
     grey = np.clip((values - low) * 255 // span, 0, 255)
     # The weights are floats, but whole, and far below 2**53.
