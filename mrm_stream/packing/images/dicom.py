@@ -45,6 +45,13 @@ _GDCM = {
 """Transfer syntaxes: pixels as they are, implicit and explicit little endian; JPEG baseline and extended; gdcm's."""
 
 _FRAGMENTS_LIMIT = 10_000
+_STREAM_START = rb"\xff\xd8\xff|\xff\x4f\xff\x51|\0\0\0\x0cjP  "
+_FRAME_START = re.compile(_STREAM_START + rb"|[\1\2]\0\0\0\x40\0\0\0")
+_NEXT_FRAME = re.compile(rb"\xff\xd9\0?(?:" + _STREAM_START + rb")")
+"""How compressed frames begin: JPEG and JPEG-LS, JPEG 2000, bare or in a file's wrapping, RLE; one after another.
+
+Decoders return the first of several, and pass over the others. No header needs to tell how many there are.
+"""
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _ITEM, _SEQUENCE_END, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 _VIEW = re.compile(r"[A-Z0-9][A-Z0-9 _]{0,15}")
@@ -152,7 +159,7 @@ def _check_layout(header: Dataset) -> _Layout:
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or _integer(header, "SamplesPerPixel", 1) != 1:
         raise ImageError("image-colour-space", "the DICOM is not grey (MONOCHROME1 or MONOCHROME2)")
     if _integer(header, "NumberOfFrames", 1) > 1:
-        raise ImageError("image-several-frames", "the DICOM has several frames: a radiograph is one")
+        raise _several_frames()
     height, width = _integer(header, "Rows"), _integer(header, "Columns")
     check_size(height, width)
     allocated = _integer(header, "BitsAllocated")
@@ -190,11 +197,17 @@ def _stored_values(data: bytes, place: int, syntax: str, layout: _Layout) -> Sto
     return np.frombuffer(raw, f"<u{layout.bits_allocated // 8}").reshape(shape_HW)
 
 
+def _several_frames() -> ImageError:
+    return ImageError("image-several-frames", "the DICOM has several frames: a radiograph is one")
+
+
 def _native_bytes(data: bytes, start: int, length: int, layout: _Layout) -> memoryview:
     size = layout.height * layout.width * layout.bits_allocated // 8
     if length < size or len(data) < start + size:
         raise ImageError("image-truncated", "the DICOM has fewer pixels than its header says")
-    if length >= 2 * size + 2:
+    if length >= 2 * size > 2 and length % size <= 1:  # a byte may make the length even
+        raise _several_frames()
+    if length - size >= max(size // layout.height, 2):
         raise ImageError("image-damaged", "the DICOM has more pixels than its header says")
     return memoryview(data)[start : start + size]
 
@@ -206,7 +219,10 @@ def _encapsulated(data: bytes, start: int) -> tuple[int, bytes]:
         group, element, length = struct.unpack_from("<HHI", data, start)
         start += 8
         if (group, element) == _SEQUENCE_END:
-            return start, b"".join(items[1:])
+            stream = b"".join(items[1:])
+            if sum(map(bool, map(_FRAME_START.match, items[1:]))) > 1 or _NEXT_FRAME.search(stream):
+                raise _several_frames()
+            return start, stream
         if (group, element) != _ITEM or length == _UNDEFINED:
             raise ImageError("image-damaged", "the DICOM's pixels do not lie in items")
         items.append(data[start : start + length])

@@ -23,6 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_voi_lut
 
 from mrm_stream.errors import MrmStreamError
@@ -230,6 +231,7 @@ def test_what_is_not_one_grey_radiograph_is_refused() -> None:
         ({"VOILUTFunction": "CURVED", "WindowCenter": 9, "WindowWidth": 9}, "image-encoding-unknown"),
         ({"Rows": 21}, "image-truncated"),
         ({"Rows": 9}, "image-damaged"),
+        ({"Rows": 19}, "image-damaged"),
     ]
     for elements, code in cases:
         with warnings.catch_warnings():
@@ -241,6 +243,47 @@ def test_what_is_not_one_grey_radiograph_is_refused() -> None:
             uid.ExplicitVRLittleEndian.encode() + b"\0", syntax.encode().ljust(20, b"\0")[:20]
         )
         assert code_of(data) == "image-encoding-unknown", syntax
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize("number", [None, 1], ids=["no NumberOfFrames", "NumberOfFrames 1"])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_several_frames_are_found_without_their_number(frames: int, number: int | None, bits: int) -> None:
+    # Of an odd number of bytes too, where a single frame is followed by one that fills up.
+    for shape in ((20, 30), (21, 31)):
+        stored = picture(*shape, bits)
+        more = {"NumberOfFrames": number}
+        several = b"".join([stored.tobytes()] * frames)
+        native = dicom_of(stored, bits, PixelData=several + b"\0" * (len(several) % 2), **more)
+        assert code_of(native) == "image-several-frames"
+        one = dicom_of(stored, bits, PixelData=stored.tobytes() + b"\0" * (stored.nbytes % 2), **more)
+        np.testing.assert_array_equal(grey_of(one), grey_of(dicom_of(stored, bits)))
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, *GDCM_NAMES, uid.JPEGBaseline8Bit], ids=lambda syntax: syntax.name)
+def test_several_compressed_frames_are_found_without_their_number(syntax: uid.UID) -> None:
+    stored = picture(50, 60, 8)
+    if syntax == uid.JPEGBaseline8Bit:
+        frame = simplejpeg.encode_jpeg(np.ascontiguousarray(stored[..., None]), 95, "GRAY", "Gray")
+    else:
+        (frame,) = generate_frames(dcmread(io.BytesIO(dicom_of(stored, 8, syntax))).PixelData, number_of_frames=1)
+    frame += b"\0" * (len(frame) % 2)
+    grey = grey_of(encapsulated(stored, syntax, frame))
+    assert code_of(encapsulated(stored, syntax, frame, frame)) == "image-several-frames"
+    # Each frame in pieces; both in one piece.
+    half = len(frame) // 4 * 2
+    pieces = (frame[:half], frame[half:])
+    assert code_of(encapsulated(stored, syntax, *pieces, *pieces)) == "image-several-frames"
+    np.testing.assert_array_equal(grey_of(encapsulated(stored, syntax, *pieces)), grey)
+    if syntax != uid.RLELossless:
+        assert code_of(encapsulated(stored, syntax, frame + frame)) == "image-several-frames"
+
+
+def encapsulated(stored: NDArray[Any], syntax: uid.UID, *items: bytes) -> bytes:
+    """A DICOM of 8 bits whose pixels lie in these items, after an empty table of offsets."""
+    data = dicom_of(stored, 8, syntax, stream=bytes(2))
+    framed = b"".join(b"\xfe\xff\0\xe0" + len(item).to_bytes(4, "little") + item for item in (b"", *items))
+    return data[: data.index(b"\xfe\xff\0\xe0")] + framed + b"\xfe\xff\xdd\xe0" + bytes(4)
 
 
 def test_a_dicom_without_its_preamble_is_named() -> None:
