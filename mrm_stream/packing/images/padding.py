@@ -58,4 +58,4 @@ def _meaning(numbers: NDArray[np.int64], bits: int, signed: bool) -> NDArray[np.
 
 
 def _is_between(numbers: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return (numbers >= ends.min()) & (numbers <= ends.max())
+    return np.asarray((numbers >= ends.min()) & (numbers <= ends.max()))

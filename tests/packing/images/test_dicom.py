@@ -252,7 +252,7 @@ def test_several_frames_are_found_without_their_number(frames: int, number: int 
     # Of an odd number of bytes too, where a single frame is followed by one that fills up.
     for shape in ((20, 30), (21, 31)):
         stored = picture(*shape, bits)
-        more = {"NumberOfFrames": number}
+        more: dict[str, Any] = {"NumberOfFrames": number}
         several = b"".join([stored.tobytes()] * frames)
         native = dicom_of(stored, bits, PixelData=several + b"\0" * (len(several) % 2), **more)
         assert code_of(native) == "image-several-frames"
