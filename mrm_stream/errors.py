@@ -6,6 +6,7 @@ traceback. What only a mistake of ours can cause is an `assert`. No message ever
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 
@@ -32,6 +33,16 @@ class MrmStreamError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors cross process boundaries.
         return _rebuild, (type(self), self.what, self.where, self.remedy)
+
+
+def command_line(*words: object) -> str:
+    """Return a command that can be pasted into a shell, however its paths are spelled.
+
+    Example:
+        >>> command_line("mrm-stream", "verify", "my shards")
+        "mrm-stream verify 'my shards'"
+    """
+    return shlex.join(map(str, words))
 
 
 def _rebuild(kind: type[MrmStreamError], what: str, where: str | None, remedy: str | None) -> MrmStreamError:

@@ -178,6 +178,9 @@ def _tell_faults(faults: list[Fault]) -> None:
 
 def _remedies(faults: list[Fault], directory: Place) -> str:
     """Return a line for each thing that helps: `repair` is named only where it can mend some of it."""
-    lines = [f"mrm-stream repair {directory} --root SOURCE mends what it can."] * any(not f.remedy for f in faults)
+    from mrm_stream.errors import command_line
+
+    mend = f"{command_line('mrm-stream', 'repair', directory)} --root SOURCE mends what it can."
+    lines = [mend] * any(not fault.remedy for fault in faults)
     lines += sorted({fault.remedy for fault in faults if fault.remedy})
     return "".join(f"\n  {line}" for line in lines)

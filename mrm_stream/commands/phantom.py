@@ -21,6 +21,7 @@ def phantom(out: Path, count: int, size: int, seed: int, workers: int | None) ->
     \b
     mrm-stream phantom --out data/phantom -n 1000
     """
+    from mrm_stream.errors import command_line
     from mrm_stream.progress import progress
     from mrm_stream.sources.phantom.tree import write_phantom_tree
 
@@ -42,4 +43,5 @@ def phantom(out: Path, count: int, size: int, seed: int, workers: int | None) ->
             progress=show,
         )
     click.echo(f"{count} radiographs with reports, labels and masks: {out}")
-    click.echo(f"Next: mrm-stream shard --src mimic --root {out} --out shards/phantom")
+    words = ("shard", "--src", "mimic", "--root", out, "--out", "shards/phantom")
+    click.echo(f"Next: {command_line('mrm-stream', *words)}")

@@ -25,12 +25,14 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
     \b
     mrm-stream train --config configs/mrm_vit_b16.yaml --shards shards/mimic --out runs/first
     """
+    from mrm_stream.errors import command_line
     from mrm_stream.training.launch import launch
 
     start()
     where = launch(config, shards=shards, out=out, overrides=overrides, ranks=ranks)
     click.echo(f"The encoder: {where / 'encoder.safetensors'}; losses: {where / 'metrics.jsonl'}, tensorboard/")
-    click.echo(f"Next: mrm-stream reconstruct --run {where} --out {where / 'restored.png'}")
+    words = ("reconstruct", "--run", where, "--out", where / "restored.png")
+    click.echo(f"Next: {command_line('mrm-stream', *words)}")
 
 
 @click.command()

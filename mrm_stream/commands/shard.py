@@ -81,7 +81,7 @@ def shard(
     \b
     mrm-stream shard --src mimic --root /data/mimic-cxr-jpg --out shards/mimic
     """
-    from mrm_stream.errors import ConfigError
+    from mrm_stream.errors import ConfigError, command_line
     from mrm_stream.packing.estimate import estimate
     from mrm_stream.packing.options import PackOptions
     from mrm_stream.packing.pack import Progress, pack
@@ -137,7 +137,8 @@ def shard(
         )
     tell_manifest(manifest, out)
     if manifest.reports is not None:
-        click.echo(f"Next: mrm-stream train --config configs/mrm_vit_b16.yaml --shards {out} --out runs/first")
+        words = ("train", "--config", "configs/mrm_vit_b16.yaml", "--shards", out, "--out", "runs/first")
+        click.echo(f"Next: {command_line('mrm-stream', *words)}")
 
 
 @contextmanager

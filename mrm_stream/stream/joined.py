@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrm_stream.errors import ConfigError, ShardError
+from mrm_stream.errors import ConfigError, ShardError, command_line
 from mrm_stream.packing.manifest import ReportsEntry
 from mrm_stream.records import Sample
 from mrm_stream.storage import Place
@@ -38,7 +38,8 @@ class JoinedSets:
                 raise ShardError(
                     f"has another tokenizer than {sets[0].directory}",
                     where=other.directory,
-                    remedy=f"Make it the same: mrm-stream tokenize {other.directory} --tokenizer FILE --out DIR.",
+                    remedy=f"Make it the same: {command_line('mrm-stream', 'tokenize', other.directory)} "
+                    "--tokenizer FILE --out DIR.",
                 )
         if min(shares) / sum(shares) < LEAST_SHARE:
             raise ConfigError(
