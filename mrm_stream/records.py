@@ -24,7 +24,7 @@ SPLITS = ("train", "validate", "test")
 
 
 class Box(NamedTuple):
-    """A rectangle around a finding, in pixels of the image as found."""
+    """A rectangle around a finding, in pixels of the image that it was drawn on."""
 
     finding: str
     left: float
@@ -56,10 +56,14 @@ class Record:
     boxes: tuple[Box, ...] = ()
     """Where findings are, as readers drew them."""
     mask_path: str | None = None
-    """POSIX path below the root of an image as large as the radiograph; what is not 0 belongs to the finding."""
+    """POSIX path below the root of an image as large as the radiograph (or `annotated_size`); what is not 0 belongs to
+    the finding."""
     mask_runs: str | None = None
     """The mask itself, in place of `mask_path`: pairs of first pixel and length, numbered from 1, down the columns,
-    left to right, of the image as found (Kaggle's run-length encoding); empty where nothing belongs to the finding."""
+    left to right, of the image that it was drawn on (Kaggle's run-length encoding); empty where there is no finding."""
+    annotated_size: tuple[int, int] | None = None
+    """(height, width) in pixels of the image that boxes and mask were drawn on, where the data set tells it: they are
+    scaled where the image at hand is another copy. None: they were drawn on the image at hand."""
     lists: tuple[str, ...] = ()
     """Published lists that the record is on, such as `train_10` for a tenth of the training split."""
 

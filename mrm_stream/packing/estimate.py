@@ -66,8 +66,8 @@ def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
             if isinstance(one, Rejected):
                 bad[one.reason] += 1
             else:
-                samples.append(one[0])
-                bytes_in += one[1]
+                samples.append(one.sample)
+                bytes_in += one.bytes_in
         entry = write_shard(folder / "tried.tar", samples)
         seconds = time.perf_counter() - started
     scale = len(records) / len(chosen)

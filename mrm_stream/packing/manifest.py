@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,25 @@ class ReportsEntry:
 
 
 @dataclass(frozen=True)
+class MasksEntry:
+    """What packing has changed of the masks that are not empty; tokenizing again, which copies masks, repeats it."""
+
+    count: int
+    mean_area_change: float
+    """Of a finding's share of the image, relative, without the sign."""
+    worst_area_change: float
+    """The one that is farthest from 0, with its sign."""
+    kept_by_rule: int
+    """Connected components, of all masks, that have a pixel only because none may vanish."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count:,} not empty; packed, their areas are {self.mean_area_change:.2%} off on average and "
+            f"{self.worst_area_change:+.2%} at worst, and {self.kept_by_rule:,} components have but a pixel"
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A packed set, as its `manifest.json` describes it."""
 
@@ -66,6 +86,8 @@ class Manifest:
     reports: ReportsEntry | None
     """None where the set has no reports: it is for fine-tuning."""
     has_masks: bool = False
+    masks: MasksEntry | None = None
+    """None where there are none, and in sets of earlier versions."""
     by_lists: bool = False
     """Whether the reference code's list files said what is in which split."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
@@ -165,6 +187,8 @@ def _to_text(manifest: Manifest) -> bytes:
             for split, shards in manifest.splits.items()
         },
     }
+    if manifest.masks is not None:
+        content["masks"] = dataclasses.asdict(manifest.masks)
     # Of everything else: a flipped bit in a number or a name is found as one in a shard is.
     content["sha256"] = hashlib.sha256(canonical_json(content)).hexdigest()
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True).encode("ascii") + b"\n"
@@ -182,6 +206,7 @@ def _from_json(content: Any) -> Manifest:
         options=PackOptions(**options),
         reports=None if content["reports"] is None else _reports(content["reports"]),
         has_masks=MASK_MEMBER in content["members"],
+        masks=_masks(content["masks"]) if "masks" in content else None,
         by_lists=content["splits_from"] == "lists",
         quarantined={_text(reason): _count(number) for reason, number in quarantined["by_reason"].items()},
         quarantine_sha256=_sha256(quarantined["sha256"]),
@@ -201,6 +226,13 @@ def _reports(content: Any) -> ReportsEntry:
         is_retrained=tokenizer["made"] == "trained again",
         trained_sections=None if sections is None else _sections(sections),
     )
+
+
+def _masks(content: Any) -> MasksEntry:
+    mean, worst = content["mean_area_change"], content["worst_area_change"]
+    if not all(isinstance(change, float) and math.isfinite(change) for change in (mean, worst)):
+        raise ValueError("a change of area is no number")
+    return MasksEntry(_count(content["count"]), mean, worst, _count(content["kept_by_rule"]))
 
 
 def _sections(content: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +11,16 @@ from functools import partial
 from pathlib import Path
 
 from mrm_stream.errors import ConfigError, ShardError, SourceError
+from mrm_stream.packing.images.mask import MaskChange
 from mrm_stream.packing.journal import Journal, check_vacant, open_journal
-from mrm_stream.packing.manifest import QUARANTINE, Manifest, ReportsEntry, read_manifest, write_manifest
+from mrm_stream.packing.manifest import (
+    QUARANTINE,
+    Manifest,
+    MasksEntry,
+    ReportsEntry,
+    read_manifest,
+    write_manifest,
+)
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import SetPlan, libraries, plan_set
 from mrm_stream.packing.reports_files import publish_files
@@ -150,11 +159,15 @@ def _conclude(
         raise _nothing_usable(rejected, reasons, journal.out)
     if rejected:
         _logger.warning("%d records are quarantined: %s", len(rejected), dict(reasons.most_common()))
+    masks = _masks_entry([change for shard in plan.shards for change in results[shard.name].mask_changes])
+    if masks is not None:
+        _logger.info("masks: %s", masks)
     manifest = Manifest(
         source=plan.source,
         options=plan.options,
         reports=reports,
         has_masks=plan.has_masks,
+        masks=masks,
         by_lists=plan.by_lists,
         quarantined=dict(reasons),
         quarantine_sha256=publish_bytes(journal.out / QUARANTINE, _as_lines(rejected), staging=journal.folder),
@@ -162,6 +175,18 @@ def _conclude(
     )
     write_manifest(journal.out, manifest, staging=journal.folder)
     return manifest
+
+
+def _masks_entry(changes: Sequence[MaskChange]) -> MasksEntry | None:
+    if not changes:
+        return None
+    areas = [change.area for change in changes]
+    return MasksEntry(
+        count=len(changes),
+        mean_area_change=round(math.fsum(map(abs, areas)) / len(areas), 6),
+        worst_area_change=max(areas, key=abs),
+        kept_by_rule=sum(change.kept_by_rule for change in changes),
+    )
 
 
 def _rejected(results: dict[str, ShardResult]) -> list[Rejected]:

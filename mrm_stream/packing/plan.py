@@ -70,7 +70,8 @@ class SetPlan:
                 # A canonical spelling of a record; asdict alone is slow, and labels may be any mapping.
                 fields = [record.key, record.image_path, record.report_path, record.report_text, record.subject]
                 fields += [record.study, record.view, record.split, record.mask_path, record.mask_runs]
-                digest.update(canonical_json([*fields, dict(record.labels), record.boxes, record.lists]))
+                annotations = [dict(record.labels), record.boxes, record.annotated_size, record.lists]
+                digest.update(canonical_json([*fields, *annotations]))
         return digest.hexdigest()
 
 

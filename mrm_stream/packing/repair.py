@@ -159,7 +159,7 @@ def _pack_again(job: Job, entries: dict[str, ShardEntry], plan: ShardPlan) -> bo
     entry = entries[plan.name]
     with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
         aside = Path(folder) / entry.file
-        samples = (packed[0] for packed in pack_records(job, plan.records) if not isinstance(packed, Rejected))
+        samples = (packed.sample for packed in pack_records(job, plan.records) if not isinstance(packed, Rejected))
         if write_shard(aside, samples) != entry:
             return False
         for path in (aside, index_path(aside)):

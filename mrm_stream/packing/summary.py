@@ -9,7 +9,6 @@ once), and the samples that are to be shown.
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 
 from mrm_stream.config import DataConfig
 from mrm_stream.errors import ShardError
+from mrm_stream.packing.images.boxes import box_from_json
 from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
 from mrm_stream.packing.images.png import read_png
 from mrm_stream.packing.manifest import Manifest, read_manifest
@@ -341,7 +341,9 @@ def _parse(index: ShardIndex, row: int, content: bytes) -> _Facts:
             view=_name(metadata["view"]),
             labels=labels,
             lists=tuple(map(_name, metadata.get("lists", []))),
-            boxes=tuple(_box(box) for box in metadata.get("boxes", [])),
+            boxes=tuple(
+                box._replace(finding=_name(box.finding)) for box in map(box_from_json, metadata.get("boxes", []))
+            ),
             original_size=_size(metadata["original_size"]),
             size=_size(metadata["size"]),
         )
@@ -373,14 +375,6 @@ def _size(value: Any) -> tuple[int, int]:
     if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in (height, width)):
         raise ValueError("not a size")
     return height, width
-
-
-def _box(value: Any) -> Box:
-    finding, *numbers = value
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise ValueError("not a box")
-    left, top, width, height = numbers
-    return Box(_name(finding), left, top, width, height)
 
 
 def _damaged(index: ShardIndex, row: int, what: str) -> ShardError:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.packing.images.boxes import box_from_json, is_inside
 from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
 from mrm_stream.packing.images.jpeg import decode_jpeg
 from mrm_stream.packing.manifest import (
@@ -172,6 +173,12 @@ def _check_sample(contents: dict[str, bytes], vocabulary: int, codec: ReportCode
         raise ValueError("the metadata is not JSON, or lacks the size") from None
     if size != jpeg_size:
         raise ValueError("the metadata tells another size than the JPEG has")
+    try:
+        boxes = list(map(box_from_json, metadata.get("boxes", [])))
+    except (ValueError, TypeError):
+        raise ValueError("the boxes of the metadata are not as `mrm-stream shard` writes them") from None
+    if not all(is_inside(box, jpeg_size) for box in boxes):
+        raise ValueError("a box is empty, or lies outside the image by more than a pixel")
     if "tok" in contents:
         tokens = contents["tok"]
         if not tokens or len(tokens) % 2 or int(np.frombuffer(tokens, "<u2").max()) >= vocabulary:

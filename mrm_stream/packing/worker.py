@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mrm_stream.errors import ClusterError, MrmStreamError, RecordError, ShardError
 from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.packing.images.boxes import place_boxes
 from mrm_stream.packing.images.checks import ImageError
 from mrm_stream.packing.images.encode import EncodedImage, encode_image
-from mrm_stream.packing.images.mask import encode_mask
+from mrm_stream.packing.images.mask import EncodedMask, MaskChange, encode_mask
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry, shard_entry_from_json
 from mrm_stream.packing.options import PackOptions
@@ -77,6 +78,16 @@ class Rejected:
     detail: str
 
 
+class Packed(NamedTuple):
+    """A record that was packed."""
+
+    sample: PackedSample
+    bytes_in: int
+    """Of its image's file."""
+    mask_change: MaskChange | None
+    """None where it has no mask, or an empty one."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardResult:
     """What became of a plan."""
@@ -86,6 +97,8 @@ class ShardResult:
     rejected: tuple[Rejected, ...]
     bytes_in: int
     """Of the images read."""
+    mask_changes: tuple[MaskChange, ...] = ()
+    """A mask each, of those that are not empty."""
     is_kept: bool = False
     """Whether an interrupted run had packed it."""
 
@@ -103,6 +116,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     if kept is not None:
         return kept
     rejected: list[Rejected] = []
+    mask_changes: list[MaskChange] = []
     bytes_in = 0
 
     def samples() -> Iterator[PackedSample]:
@@ -110,31 +124,33 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
         for packed in pack_records(job, plan.records):
             if isinstance(packed, Rejected):
                 rejected.append(packed)
-            else:
-                sample, image_bytes = packed
-                bytes_in += image_bytes
-                yield sample
+                continue
+            bytes_in += packed.bytes_in
+            if packed.mask_change is not None:
+                mask_changes.append(packed.mask_change)
+            yield packed.sample
 
     tar = job.journal.out / f"{plan.name}.tar"
     entry = write_shard(tar, samples(), staging=job.journal.folder)
     if entry is None:  # with an earlier tokenizer there may have been one
         for path in (tar, index_path(tar)):
             remove(path)
-    result = ShardResult(entry, tuple(rejected), bytes_in)
+    result = ShardResult(entry, tuple(rejected), bytes_in, tuple(mask_changes))
     job.journal.note(
         plan.name,
         {
             "entry": None if entry is None else asdict(entry),
             "rejected": [asdict(line) for line in rejected],
             "bytes_in": bytes_in,
+            "mask_changes": [asdict(change) for change in mask_changes],
             "reports": _reports_digests(job),
         },
     )
     return result
 
 
-def pack_records(job: Job, records: Sequence[Record]) -> Iterator[tuple[PackedSample, int] | Rejected]:
-    """Yield, for each record in order, the sample and the size of its image's file, or why there is none.
+def pack_records(job: Job, records: Sequence[Record]) -> Iterator[Packed | Rejected]:
+    """Yield, for each record in order, the sample, or why there is none.
 
     Raises:
         MrmStreamError: As `pack_shard`.
@@ -185,8 +201,7 @@ def _with_images(root: Place, records: Sequence[Record]) -> Iterator[tuple[Recor
 
 def _pack_record(
     job: Job, record: Record, image: Future[bytes] | None, tools: tuple[Tokenizer, ReportCodec] | None
-) -> tuple[PackedSample, int]:
-    """Return the packed record and the size of its image's file."""
+) -> Packed:
     try:
         tokens = report = None
         if job.reports is not None and tools is not None:
@@ -200,7 +215,8 @@ def _pack_record(
         )
         mask = _pack_mask(job.root, record, encoded) if job.has_masks else None
         metadata = canonical_json(_metadata(record, encoded))
-        return PackedSample(record.key, encoded.jpeg, metadata, tokens, report, mask), len(data)
+        png, change = (None, None) if mask is None else (mask.png, mask.change)
+        return Packed(PackedSample(record.key, encoded.jpeg, metadata, tokens, report, png), len(data), change)
     except MrmStreamError:
         raise
     except MemoryError:
@@ -232,10 +248,10 @@ def tokens_of(report: str, study: str, tokenizer: Tokenizer, sections: tuple[str
     return encode_report(tokenizer, chosen)[:length].astype(np.dtype("<u2"), copy=False).tobytes()
 
 
-def _pack_mask(root: Place, record: Record, image: EncodedImage) -> bytes:
+def _pack_mask(root: Place, record: Record, image: EncodedImage) -> EncodedMask:
     mask = read_mask(root, record) if record.mask_path is not None else record.mask_runs
     assert mask is not None, "every record of a source with masks has one"
-    return encode_mask(mask, original_size=image.original_size, size=image.size)
+    return encode_mask(mask, original_size=record.annotated_size or image.original_size, size=image.size)
 
 
 def _metadata(record: Record, image: EncodedImage) -> dict[str, Any]:
@@ -250,14 +266,8 @@ def _metadata(record: Record, image: EncodedImage) -> dict[str, Any]:
     }
     if record.boxes:
         # In pixels of the packed image, so that whoever reads a sample needs nothing else.
-        scale_y, scale_x = (new / old for new, old in zip(image.size, image.original_size, strict=True))
-        metadata["boxes"] = [
-            [
-                finding,
-                *(round(value, 2) for value in (left * scale_x, top * scale_y, width * scale_x, height * scale_y)),
-            ]
-            for finding, left, top, width, height in record.boxes
-        ]
+        drawn_on = record.annotated_size or image.original_size
+        metadata["boxes"] = place_boxes(record.boxes, drawn_on=drawn_on, size=image.size)
     if record.lists:
         metadata["lists"] = list(record.lists)
     return metadata
@@ -273,7 +283,8 @@ def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
         if entry is not None:
             verify_shard(job.journal.out, entry, job.members)
         rejected = tuple(Rejected(**line) for line in noted["rejected"])
-        result = ShardResult(entry, rejected, int(noted["bytes_in"]), is_kept=True)
+        mask_changes = tuple(MaskChange(**change) for change in noted["mask_changes"])
+        result = ShardResult(entry, rejected, int(noted["bytes_in"]), mask_changes, is_kept=True)
         if noted["reports"] != _reports_digests(job):  # the tokens are of another tokenizer
             return None
     except (ShardError, KeyError, TypeError, ValueError):

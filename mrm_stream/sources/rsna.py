@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from mrm_stream.errors import SourceError
@@ -30,6 +31,9 @@ CLASSES_TABLE = "stage_2_detailed_class_info.csv"
 
 TARGET = "Pneumonia"
 """The label that the challenge is about, and the finding of its boxes."""
+
+SIZE = (1024, 1024)
+"""Height and width of every image of the challenge, in which its boxes are drawn: a smaller copy's are scaled."""
 
 CLASSES = ("Lung Opacity", "No Lung Opacity / Not Normal", "Normal")
 """Each image is of one of these; each is a label of its own."""
@@ -74,14 +78,7 @@ def list_rsna_by_files(root: Place, lists: Place) -> Iterator[Record]:
             )
         (target,) = listed.values
         differing += target != record.labels[TARGET]
-        yield Record(
-            key=record.key,
-            image_path=record.image_path,
-            split=listed.split,
-            labels={**record.labels, TARGET: target},
-            boxes=record.boxes,
-            lists=listed.lists,
-        )
+        yield replace(record, split=listed.split, labels={**record.labels, TARGET: target}, lists=listed.lists)
     if differing:
         _logger.warning("%s: %d labels differ from %s; the lists' are taken", lists, differing, LABELS_TABLE)
 
@@ -141,6 +138,7 @@ def _read_records(root: Place) -> dict[str, Record]:
             image_path=f"{IMAGES}/{patient}.dcm",
             labels={TARGET: target} | {name: int(name == classes[patient]) for name in CLASSES},
             boxes=tuple(boxes[patient]),
+            annotated_size=SIZE,
         )
         for patient, target in targets.items()
     }

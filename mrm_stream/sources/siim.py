@@ -28,8 +28,11 @@ IMAGES = "dicom-images-train"
 TABLE = "train-rle.csv"
 TARGET = "Pneumothorax"
 
-PIXELS = 1024 * 1024
-"""Of every image of the challenge; a run beyond them is refused."""
+SIZE = (1024, 1024)
+"""Height and width of every image of the challenge, in which its masks are drawn: a smaller copy's are scaled."""
+
+PIXELS = SIZE[0] * SIZE[1]
+"""A run beyond them is refused."""
 
 SIIM_CONDITIONS = (
     "The SIIM-ACR Pneumothorax data come under the rules of the Kaggle competition that you accepted for them; the "
@@ -104,6 +107,7 @@ def _read_records(root: Place) -> dict[str, Record]:
                 study=study,
                 labels={TARGET: int(bool(mask_runs))},
                 mask_runs=mask_runs,
+                annotated_size=SIZE,
             )
     if len(records) < len(runs):
         _logger.warning("%s: %d of the %d images listed have no DICOM", path, len(runs) - len(records), len(runs))

@@ -1,8 +1,12 @@
 """Lists VinDr-CXR 1.0.0, as PhysioNet has it.
 
-    root/{train,test}/<image_id>.dicom    (or .png, .jpg: a copy converted at its full size, as boxes are in pixels)
+    root/{train,test}/<image_id>.dicom    (or .png, .jpg: a copy)
     root/annotations/image_labels_{train,test}.csv    image_id, (train: rad_id,) a column of 0 and 1 for each finding
     root/annotations/annotations_{train,test}.csv     image_id, (train: rad_id,) class_name, x_min, y_min, x_max, y_max
+    root/{train,test}_meta.csv                        image_id, dim0, dim1: heights and widths of the DICOMs, optional
+
+Boxes are in pixels of the DICOMs. A smaller copy needs the tables of their sizes, as published copies bring them: the
+boxes are then scaled. Without them the images are taken to be as large as the DICOMs are.
 
 Three readers labelled each training image, and their majority is the label; five agreed on one row for each test image.
 Boxes are as drawn, each reader's own: those of a finding may lie over each other, and there are boxes of findings that
@@ -72,12 +76,13 @@ def list_vindr(root: Place) -> Iterator[Record]:
 
     Raises:
         SourceError: A table is missing, damaged or of another form; a reader labelled an image twice; a box is no such
-            thing, or of an image without labels; a folder has no images.
+            thing, or of an image without labels; a table of sizes lacks an image; a folder has no images.
     """
     for split in ("train", "test"):
         has_readers = split == "train"
         labels = _read_labels(root / "annotations" / f"image_labels_{split}.csv", has_readers)
         boxes = _read_boxes(root / "annotations" / f"annotations_{split}.csv", labels)
+        sizes = _read_sizes(root / f"{split}_meta.csv", labels)
         suffix = _find_suffix(root / split)
         for image_id, image_labels in labels.items():
             yield Record(
@@ -86,6 +91,7 @@ def list_vindr(root: Place) -> Iterator[Record]:
                 split=split,
                 labels=image_labels,
                 boxes=tuple(boxes.get(image_id, ())),
+                annotated_size=sizes.get(image_id),
             )
 
 
@@ -155,6 +161,26 @@ def _read_box(finding: str, cells: Sequence[str], path: Place, line: int) -> Box
             remedy="Expected x_min <= x_max and y_min <= y_max.",
         )
     return Box(finding, left, top, right - left, bottom - top)
+
+
+def _read_sizes(path: Place, labels: dict[str, dict[str, int]]) -> dict[str, tuple[int, int]]:
+    """Return image_id to (height, width) of its DICOM; none where there is no such table."""
+    if not path.is_file():
+        return {}
+    lines: dict[str, int] = {}
+    sizes = {}
+    for line, (image_id, *cells) in read_rows(path, ("image_id", "dim0", "dim1")):
+        claim(lines, image_id, line, path)
+        height, width = read_coordinates(cells, ("dim0", "dim1"), path, line)
+        if not (height.is_integer() and width.is_integer() and min(height, width) >= 1):
+            raise SourceError("dim0 or dim1 is no size", where=f"{path}, line {line}", remedy="Expected pixels.")
+        sizes[image_id] = (int(height), int(width))
+    absent = next((image_id for image_id in labels if image_id not in sizes), None)
+    if absent is not None:
+        raise SourceError(
+            f"image {absent} is not in the table of sizes", where=path, remedy="Complete the table, or remove it."
+        )
+    return sizes
 
 
 def _label_value(cell: str, finding: str, path: Place, line: int) -> int:

@@ -41,6 +41,8 @@ def _lines(summary: Summary) -> Iterator[str]:
         )
     if whole.masks:
         yield f"masks: {whole.masks:,}, {whole.empty_masks:,} of them empty"
+    if summary.manifest.masks is not None:
+        yield f"masks: {summary.manifest.masks}"
     if whole.boxes:
         yield f"boxes: {whole.boxes.total():,} on {_many(whole.boxed_samples, 'sample')}"
     for reason, count in sorted(summary.manifest.quarantined.items(), key=lambda item: (-item[1], item[0])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,40 +14,71 @@ from PIL import Image
 from mrm_stream.packing.images.checks import ImageError, check_size
 from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
 from mrm_stream.packing.images.png import is_png, read_png
+from mrm_stream.packing.images.reduction import reduce_mask
 
 _RUNS = re.compile(r"\s*(?:[0-9]{1,10}(?:\s+|$))*", re.ASCII)
 _HALF = 128
 
 
-def encode_mask(mask: bytes | str, *, original_size: tuple[int, int], size: tuple[int, int]) -> bytes:
-    """Return an 8-bit grey PNG, 255 inside the finding, 0 outside.
+@dataclass(frozen=True, slots=True)
+class MaskChange:
+    """What making a mask smaller has changed."""
 
-    A pixel is inside where at least half of its area is. That is reckoned in whole numbers, so every machine comes to
-    the same mask.
+    area: float
+    """Relative, of the finding's share of the image: 0.1 where it is a tenth larger than it was."""
+    kept_by_rule: int
+    """Connected components that have a pixel only because none may vanish."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMask:
+    """What a shard holds of a mask."""
+
+    png: bytes = field(repr=False)
+    """8-bit grey, 255 inside the finding, 0 outside."""
+    change: MaskChange | None
+    """None where the mask is empty."""
+
+
+def encode_mask(mask: bytes | str, *, original_size: tuple[int, int], size: tuple[int, int]) -> EncodedMask:
+    """Return the mask as large as the packed radiograph.
+
+    The pixels with most of the finding in them are inside, as many as keep its share of the image. Each of its
+    connected components (8 neighbours) keeps a pixel at least, so that a mask is empty only if it was. All of that is
+    reckoned in whole numbers: every machine comes to the same mask.
 
     Args:
         mask: A PNG, inside where it is not 0; a JPEG, inside from 128, as its edges ring; or run lengths: pairs of
             first pixel and length, numbered from 1, down the columns, left to right, ascending; none for an empty mask.
-        original_size: (height, width) in pixels of the radiograph as found; the mask has the same.
-        size: (height, width) in pixels of the result, not more than `original_size`.
+        original_size: (height, width) in pixels of the radiograph that it was drawn on; the mask has the same.
+        size: (height, width) in pixels of the result.
 
     Raises:
-        ImageError: The mask is damaged, or as large as another image.
+        ImageError: The mask is damaged, as large as another image, or smaller than the result.
     """
-    assert 0 < size[0] <= original_size[0]
-    assert 0 < size[1] <= original_size[1]
     check_size(*original_size)
     inside_HW = _from_runs(mask, original_size) if isinstance(mask, str) else _from_image(mask)
     if inside_HW.shape != original_size:
         (height, width), (image_height, image_width) = inside_HW.shape, original_size
         raise ImageError(
-            "mask-size", f"the mask is {width} x {height} pixels, the image {image_width} x {image_height}"
+            "mask-size",
+            f"the mask is {width} x {height} pixels, the image {image_width} x {image_height}: "
+            "a mask must be of the image beside it, at that size",
         )
-    grey_HW = _reduce(inside_HW, size).view(np.uint8) * np.uint8(255)
+    if size[0] > original_size[0] or size[1] > original_size[1]:
+        (height, width), (packed_height, packed_width) = original_size, size
+        raise ImageError(
+            "mask-size",
+            f"the mask is {width} x {height} pixels, less than the {packed_width} x {packed_height} of the packed "
+            "image: take images no larger than those that the masks were drawn on, or a lesser --short-side",
+        )
+    reduced_HW, kept_by_rule = reduce_mask(inside_HW, size)
+    share = np.count_nonzero(inside_HW) / inside_HW.size
     buffer = io.BytesIO()
     # Only runs are sought: twice as fast as zlib's default, and no hash that could differ from one zlib to another.
-    Image.fromarray(grey_HW).save(buffer, "PNG", compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
+    Image.fromarray(reduced_HW.view(np.uint8) * np.uint8(255)).save(buffer, "PNG", compress_type=zlib.Z_RLE)
+    area = round(float(np.count_nonzero(reduced_HW) / reduced_HW.size / share - 1), 6) if share else None
+    return EncodedMask(buffer.getvalue(), None if area is None else MaskChange(area, kept_by_rule))
 
 
 def _from_image(data: bytes) -> NDArray[np.bool_]:
@@ -86,25 +118,3 @@ def _from_runs(text: str, size: tuple[int, int]) -> NDArray[np.bool_]:
     parts = np.diff(borders)
     inside = np.repeat(np.arange(parts.size) % 2 == 1, parts)
     return inside.reshape(size[1], size[0]).T
-
-
-def _reduce(inside_HW: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return where at least half of an output pixel's area is inside, shape `size`."""
-    height, width = inside_HW.shape
-    if (height, width) == size:
-        return inside_HW
-    # Areas in 1 / (output height * output width) of an input pixel, in which all borders are whole numbers.
-    area = _sum_down(_sum_down(inside_HW, size[0]).T, size[1]).T
-    return np.asarray(2 * area >= height * width)
-
-
-def _sum_down(values_HW: NDArray[np.bool_] | NDArray[np.int64], rows: int) -> NDArray[np.int64]:
-    """Return the sums over `rows` bands of equal height, in 1 / rows of an input row, shape (rows, W)."""
-    height = values_HW.shape[0]
-    borders = np.arange(rows + 1) * height
-    whole, rest_R1 = borders // rows, (borders % rows)[:, None]
-    # Each band from the row that its upper border cuts, down to the one that its lower border cuts, less what of these
-    # two lies above the borders.
-    sums = np.add.reduceat(values_HW, whole[:-1], axis=0, dtype=np.int64) * rows
-    cut = np.concatenate([values_HW, values_HW[-1:]])[whole] * rest_R1
-    return np.asarray(sums - cut[:-1] + cut[1:])
