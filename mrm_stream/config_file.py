@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ import yaml
 
 from mrm_stream.config import RECIPES, Config
 from mrm_stream.errors import ConfigError
+from mrm_stream.strict import DuplicateKeyError, parse_yaml
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: YAML file; None stands for an empty one.
-        overrides: `section.key=value` each, the value written as in YAML.
+        overrides: `section.key=value` each, the value written as in YAML; of two for one setting, the last counts. One
+            for a whole section changes those of its settings that it names.
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown (the nearest known one is named), a value is of the
@@ -68,7 +70,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
             where=origins.of("recipe"),
             remedy=f"Choose one of: {', '.join(RECIPES)}.",
         )
-    return _replaced(Config(), _merged(RECIPES[recipe], given), origins, "")
+    return _replaced(Config(), _merged(RECIPES[recipe], given, Config()), origins, "")
 
 
 def with_places(config: Config, *, shards: str | None, out: str | None) -> Config:
@@ -116,11 +118,13 @@ def _plain(value: Any) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file", where=path) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=path) from error
+    except DuplicateKeyError as error:
+        raise ConfigError(str(error), where=path, remedy="Put the settings of both into one, or remove one.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         # Not the parser's whole message: it repeats the line. Nor its traceback, which would.
         what = f"cannot be read as YAML: {_problem(error)}"
@@ -151,28 +155,36 @@ def _shown(value: Any) -> str:
 
 
 def _apply_override(given: dict[str, Any], override: str) -> str:
-    """Change one setting; return its name."""
-    name, equals, value = override.partition("=")
+    """Change one setting, or those of a section that are named; return the name of what was changed."""
+    name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"{override!r} is not of the form section.key=value", where="--set")
-    *sections, key = name.split(".")
-    target = given
-    for section in sections:
-        target = target.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"{section!r} is a setting, not a section", where=f"--set {override}")
     try:
-        target[key] = yaml.safe_load(value)
+        value = parse_yaml(text)
+    except DuplicateKeyError as error:
+        raise ConfigError(str(error), where=f"--set {name}", remedy="Remove one of the two.") from None
     except (ValueError, RecursionError, yaml.YAMLError):
         raise ConfigError("the value is not YAML", where=f"--set {override}") from None
+    *sections, key = name.split(".")
+    target: dict[str, Any] = given
+    default: Any = Config()
+    for section in sections:
+        inner, default = target.get(section, {}), getattr(default, section, None)
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"{section!r} is a setting, not a section", where=f"--set {override}")
+        target[section] = dict(inner)  # A copy: an alias may have put the same one elsewhere too.
+        target = target[section]
+    target.update(_merged({key: target[key]} if key in target else {}, {key: value}, default))
     return name
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
+    """Return the settings of both, section by section; a mapping that is itself a setting is not mixed of two."""
     result = dict(base)
     for key, value in over.items():
+        default = getattr(defaults, str(key), None)
         both_sections = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both_sections else value
+        result[key] = _merged(result[key], value, default) if both_sections and is_dataclass(default) else value
     return result
 
 
@@ -191,7 +203,7 @@ def _replaced(default: T, given: Any, origins: _Origins, prefix: str) -> T:
             unknown = f"{prefix}{key}" if _NAME.fullmatch(str(key)) else f"in {prefix[:-1] or 'the file'}: a sentence"
             raise ConfigError(f"unknown setting {unknown}", where=where, remedy=hint)
         current = getattr(default, key)
-        if dataclasses.is_dataclass(current):
+        if is_dataclass(current):
             values[key] = _replaced(current, value, origins, f"{prefix}{key}.")
         else:
             values[key] = _converted(types_by_name[key], value, where, f"{prefix}{key}")

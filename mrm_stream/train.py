@@ -22,7 +22,7 @@ from mrm_stream.errors import MrmStreamError
 @click.option("--config", type=click.Path(path_type=Path), required=True, help="YAML file of settings.")
 @click.option("--shards", help="Packed data set; the same as --set data.shards=DIR.")
 @click.option("--out", help="Directory of the run; the same as --set run.out=DIR.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; the last wins.")
 @click.option(
     "--local_rank", "--local-rank", type=int, expose_value=False, hidden=True
 )  # DeepSpeed's launcher adds it.

@@ -24,6 +24,7 @@ GROUND = {
     "publish",
     "remote",
     "storage",
+    "strict",
 }
 ALLOWED = {
     "sources": {"sources"},

@@ -35,6 +35,30 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert (optim.batch_size, optim.epochs, optim.betas) == (32, 50.0, (0.8, 0.9))
 
 
+def test_of_two_overrides_of_one_setting_the_last_counts() -> None:
+    assert load_config(None, ["seed=1", "seed=2"]).seed == 2
+    assert load_config(None, ["optim={epochs: 50, warmup_epochs: 1}", "optim.epochs=60"]).optim.epochs == 60
+    assert load_config(None, ["optim.epochs=60", "optim={epochs: 50}"]).optim.epochs == 50
+    with pytest.raises(ConfigError, match="--set data: the key 'threads' is given twice"):
+        load_config(None, ["data={threads: 1, threads: 2}"])
+
+
+def test_an_override_of_a_section_keeps_what_the_file_says_of_the_rest(tmp_path: Path) -> None:
+    path = write(tmp_path, "optim: {batch_size: 64}\nmodel: {image_encoder: {width: 96}}\ndata: {mixture: {a: 0.2}}")
+    config = load_config(path, ["optim={epochs: 50}", "model={image_encoder: {depth: 2}}", "data.mixture={b: 0.3}"])
+    assert (config.optim.batch_size, config.optim.epochs) == (64, 50)
+    assert (config.model.image_encoder.width, config.model.image_encoder.depth) == (96, 2)
+    # A setting, not a section: all of it is given anew.
+    assert config.data.mixture == {"b": 0.3}
+    assert load_config(path, ["data.mixture.b=0.3"]).data.mixture == {"a": 0.2, "b": 0.3}
+
+
+def test_an_override_does_not_reach_what_an_alias_repeats(tmp_path: Path) -> None:
+    path = write(tmp_path, "model:\n  image_encoder: &one {width: 96, heads: 4}\n  image_decoder: *one")
+    model = load_config(path, ["model.image_decoder.width=48"]).model
+    assert (model.image_encoder.width, model.image_decoder.width) == (96, 48)
+
+
 def test_a_section_that_names_some_settings_keeps_the_defaults_of_its_place() -> None:
     model = load_config(None, ["model.image_decoder.depth=2"]).model
     assert (model.image_decoder.width, model.image_decoder.depth, model.image_encoder.depth) == (768, 2, 12)

@@ -22,6 +22,7 @@ from typing import Any
 from mrm_stream.bench.data_result import MOSAICML, Run
 from mrm_stream.bench.passes import time_passes
 from mrm_stream.errors import MrmStreamError
+from mrm_stream.strict import parse_json
 
 
 class Mosaicml:
@@ -69,7 +70,7 @@ class Mosaicml:
             raise MrmStreamError(
                 f"{MOSAICML} in {self._python} failed: {lines[-1]}", remedy=install if is_missing else None
             )
-        return json.loads(done.stdout.splitlines()[-1])
+        return parse_json(done.stdout.splitlines()[-1])
 
 
 def _main(task: str, *arguments: str) -> Any:

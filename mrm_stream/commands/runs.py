@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--config", type=FILE, required=True, help="YAML file of settings.")
 @click.option("--shards", help="Packed data set; the same as --set data.shards=DIR.")
 @click.option("--out", help="Directory of the run; the same as --set run.out=DIR.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting; the last wins.")
 @click.option("--ranks", type=click.IntRange(min=1), default=None, help="Processes.  [default: one a GPU, else 1]")
 def train(config: Path, shards: str | None, out: str | None, overrides: tuple[str, ...], ranks: int | None) -> None:
     """Pre-train on this machine, or continue: the short way to `deepspeed mrm_stream/train.py`.

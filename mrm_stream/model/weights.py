@@ -19,6 +19,7 @@ from torch import Tensor
 from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.publish import publish_bytes
+from mrm_stream.strict import parse_json
 
 ENCODER_FORMAT, ENCODER_VERSION = "mrm-stream-encoder", "1"
 
@@ -194,7 +195,7 @@ def export_encoder(model: MaskedRecordModel, path: Path, metadata: Mapping[str, 
 def _ordered(content: bytes) -> bytes:
     """Return a safetensors file with its metadata in alphabetical order, which is otherwise another each time."""
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
+    header = parse_json(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # Tensors begin at a multiple of 8 bytes.

@@ -12,7 +12,6 @@ The folder is removed when the manifest stands.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_
 from mrm_stream.packing.shard import canonical_json
 from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sweep_staging, sync_folder
 from mrm_stream.storage import Place, names_in, read_whole, remove, remove_empty_folder
+from mrm_stream.strict import parse_json
 
 FOLDER = ".packing"
 _JOB = "job.json"
@@ -62,7 +62,7 @@ class Journal:
     def recall(self, name: str) -> Any:
         """Return what was kept under a name, or None where it is absent or damaged."""
         try:
-            sealed = json.loads(read_whole(self.folder / f"{name}.json", _NOTE_LIMIT))
+            sealed = parse_json(read_whole(self.folder / f"{name}.json", _NOTE_LIMIT))
             content = sealed["content"]
             is_whole = hashlib.sha256(canonical_json(content)).hexdigest() == sealed["sha256"]
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):

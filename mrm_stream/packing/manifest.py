@@ -19,6 +19,7 @@ from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, canonical_json, me
 from mrm_stream.publish import publish_bytes
 from mrm_stream.records import SPLITS
 from mrm_stream.storage import Place, read_whole
+from mrm_stream.strict import parse_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -138,7 +139,7 @@ def read_manifest(directory: Place) -> Manifest:
     try:
         if len(text) > _MAX_BYTES:
             raise ValueError("larger than any manifest")
-        manifest = _from_json(json.loads(text))
+        manifest = _from_json(parse_json(text))
         if _to_text(manifest) != text:
             raise ValueError("its checksum or its spelling is not its own")
         return manifest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +30,7 @@ from mrm_stream.packing.worker import Job, Rejected, pack_records
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import publish_bytes, publishing
 from mrm_stream.storage import Place, read_whole, remove
+from mrm_stream.strict import parse_json
 
 _LOCK = ".repair.lock"
 _CHUNK = 8 << 20
@@ -149,7 +149,7 @@ def _left_out(directory: Place, manifest: Manifest) -> frozenset[str] | None:
     if hashlib.sha256(content).hexdigest() != manifest.quarantine_sha256:
         return None
     try:
-        return frozenset(str(json.loads(line)["key"]) for line in content.splitlines())
+        return frozenset(str(parse_json(line)["key"]) for line in content.splitlines())
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -43,6 +42,7 @@ from mrm_stream.packing.worker import Rejected, reason_of, tokens_of
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import publish_bytes
 from mrm_stream.storage import Place, read_whole
+from mrm_stream.strict import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _stored_reports(directory: Place, manifest: Manifest, sections: tuple[str, .
             assert sample.report is not None
             report = codec.restore(sample.report)
             with suppress(RecordError):
-                study = json.loads(sample.metadata)["study"]
+                study = parse_json(sample.metadata)["study"]
                 yield select_sections(report, study, sections) if sections else report
 
 
@@ -203,7 +203,7 @@ def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Re
         for sample in _samples(task.source, entry, task.members):
             assert sample.report is not None
             try:
-                study = json.loads(sample.metadata)["study"]
+                study = parse_json(sample.metadata)["study"]
                 report = codec.restore(sample.report)
                 tokens = tokens_of(report, study, tokenizer, task.sections, task.reports.length)
             except RecordError as error:

@@ -8,7 +8,6 @@ once), and the samples that are to be shown.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections import Counter
@@ -30,6 +29,7 @@ from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_
 from mrm_stream.publish import sha256_of
 from mrm_stream.records import SPLITS, Box
 from mrm_stream.storage import Place, retrying
+from mrm_stream.strict import parse_json
 
 TRAINED_TOKENS = DataConfig().report_length - 1
 """Tokens of a report that training takes unless told otherwise; [CLS] before them takes the place of one more."""
@@ -333,7 +333,7 @@ def _count_mask(index: ShardIndex, row: int, mask: bytes, size: tuple[int, int],
 
 def _parse(index: ShardIndex, row: int, content: bytes) -> _Facts:
     try:
-        metadata = json.loads(content)
+        metadata = parse_json(content)
         labels = {_name(finding): _label(value) for finding, value in metadata["labels"].items()}
         return _Facts(
             subject=_text(metadata["subject"]),

@@ -6,7 +6,6 @@ punctuation, then around runs of digits; `##` marks a piece that continues a wor
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from mrm_stream.errors import RecordError, ShardError, SourceError
 from mrm_stream.storage import Place, read_whole
+from mrm_stream.strict import DuplicateKeyError, parse_json
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[MASK]")
@@ -80,9 +80,12 @@ def load_tokenizer(path: Place) -> Tokenizer:
         content = read_whole(path, FILE_LIMIT)
         if len(content) > FILE_LIMIT:
             raise ShardError(f"the tokenizer's file is over {FILE_LIMIT:,} bytes", where=path, remedy=remedy)
-        parsed = json.loads(content)
+        parsed = parse_json(content)
     except OSError as error:
         raise ShardError(f"the tokenizer cannot be read ({error.strerror})", where=path, remedy=remedy) from error
+    except DuplicateKeyError as error:
+        # Which one is not told: it may be a word of a report.
+        raise ShardError("the tokenizer's file has a key that is given twice", where=path, remedy=remedy) from error
     except (ValueError, RecursionError) as error:
         raise ShardError("the tokenizer's file is not JSON", where=path, remedy=remedy) from error
     fault = _find_fault(parsed)
@@ -185,7 +188,7 @@ def _find_fault(parsed: Any) -> str | None:
     added = parsed.get("added_tokens")
     if not isinstance(added, list) or any(_added_content(token) not in SPECIAL_TOKENS for token in added):
         return "it adds tokens to its vocabulary"
-    ours = json.loads(_build({}).to_str())
+    ours = parse_json(_build({}).to_str())
     if any(parsed.get(part) != ours[part] for part in ("normalizer", "pre_tokenizer")):
         return "it normalises or splits text otherwise than the reference code"
     return None

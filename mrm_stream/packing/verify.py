@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from mrm_stream.packing.shard import MASK_MEMBER, SHARD_LIMIT, ShardEntry, Shard
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import sha256_of
 from mrm_stream.storage import Place, names_in, read_whole
+from mrm_stream.strict import parse_json
 
 STRAY = "is not in the manifest"
 _PACK_ANEW = "Packed so, not damaged since: only packing the set anew, to another directory, can help."
@@ -167,7 +167,7 @@ def _check_sample(contents: dict[str, bytes], vocabulary: int, codec: ReportCode
     except ImageError as error:
         raise ValueError(f"the JPEG does not decode ({error.what})") from None
     try:
-        metadata = json.loads(contents["json"])
+        metadata = parse_json(contents["json"])
         size = tuple(metadata["size"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("the metadata is not JSON, or lacks the size") from None

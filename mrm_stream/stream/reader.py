@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import threading
 from bisect import bisect_right
@@ -24,6 +23,7 @@ from mrm_stream.storage import Place, read_whole
 from mrm_stream.stream.cache import CacheCounts, ShardCache
 from mrm_stream.stream.checksums import Checksums
 from mrm_stream.stream.order import Order
+from mrm_stream.strict import parse_json
 
 T = TypeVar("T")
 
@@ -230,7 +230,7 @@ class ShardSet:
         """
         content = self._member(index, _METADATA)
         try:
-            metadata = json.loads(bytes(content)) if len(content) <= METADATA_LIMIT else None
+            metadata = parse_json(bytes(content)) if len(content) <= METADATA_LIMIT else None
         except (ValueError, RecursionError):
             metadata = None
         if not isinstance(metadata, dict):

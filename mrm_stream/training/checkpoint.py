@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mrm_stream.errors import CheckpointError
 from mrm_stream.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha256_of, sync_folder
+from mrm_stream.strict import parse_json
 
 FORMAT, VERSION = "mrm-stream-checkpoint", 1
 _MODEL, _MOMENTS, _STATE = "model.safetensors", "moments.safetensors", "state.json"
@@ -147,7 +148,7 @@ def read_state(directory: Path) -> dict[str, Any]:
         CheckpointError: The file is absent or damaged, or of another format or version.
     """
     try:
-        state = json.loads((directory / _STATE).read_text())
+        state = parse_json((directory / _STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=directory) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mrm_stream.errors import MrmStreamError, TrainingError
+from mrm_stream.strict import parse_json
 from mrm_stream.training.ranks import FirstRankFailedError
 
 ERROR_FILE = "MRM_STREAM_ERROR_FILE"
@@ -72,7 +73,7 @@ def leave_error(error: MrmStreamError) -> bool:
 def error_left(path: Path) -> TrainingError | None:
     """Return the error that was left in a file, if there is a whole one."""
     try:
-        said = json.loads(path.read_text())
+        said = parse_json(path.read_text())
     except (OSError, ValueError):
         return None
     return TrainingError(said["what"], where=said["where"], remedy=said["remedy"])

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mrm_stream.errors import TrainingError
+from mrm_stream.errors import CheckpointError, TrainingError
 from mrm_stream.publish import FILE_MODE, make_private_folder, publish_bytes
+from mrm_stream.strict import parse_json
 
 METRICS = "metrics.jsonl"
 
@@ -75,10 +76,23 @@ class Window:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log; an incomplete last one, of a run that writes or was killed, is left out."""
+    """Return the lines of a run's log; an incomplete last one, of a run that writes or was killed, is left out.
+
+    Raises:
+        CheckpointError: A line is damaged.
+    """
     path = run / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("}\n"):
+            try:
+                found.append(parse_json(line))
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(
+                    f"is damaged: {error}", where=f"{path}, line {number}", remedy="Remove that line."
+                ) from error
+    return found
 
 
 class MetricsLog:
