@@ -35,15 +35,13 @@ class Join(Generic[T]):
         rows: The table that is looked up, by id.
         table: Where it is, or what it is.
         noun: What an id names, in the plural, for messages: `images`.
-        of: The table whose ids are looked up.
         enough: Share of them below which `check` warns; 1: where a single one is missing.
     """
 
-    def __init__(self, rows: Mapping[str, T], table: Place | str, noun: str, of: str, *, enough: float = 0.5) -> None:
+    def __init__(self, rows: Mapping[str, T], table: Place | str, noun: str, *, enough: float = 0.5) -> None:
         self._rows = rows
         self._table = table
         self._noun = noun
-        self._of = of
         self._enough = enough
         self._asked = self._matched = 0
         self._first_missing = ""
@@ -77,8 +75,11 @@ class Join(Generic[T]):
             )
         return row
 
-    def check(self) -> None:
+    def check(self, of: str) -> None:
         """Log how many ids were found; to be called when all have been looked up.
+
+        Args:
+            of: The table that they are from.
 
         Raises:
             SourceError: None was; one id of each side is shown.
@@ -87,7 +88,7 @@ class Join(Generic[T]):
             return
         if not self._matched:
             raise SourceError(
-                f"none of the {self._asked:,} {self._noun} of {self._of} is in it: "
+                f"none of the {self._asked:,} {self._noun} of {of} is in it: "
                 f"{quoted(self._first_missing)} there, {self._example()}",
                 where=self._table,
                 remedy="Take both from the same release, with the ids as published; or move this one away, if it is "
@@ -95,7 +96,7 @@ class Join(Generic[T]):
             )
         level = logging.WARNING if self._matched < self._enough * self._asked else logging.INFO
         message = "%s: it has %d of the %d %s of %s"
-        _logger.log(level, message, self._table, self._matched, self._asked, self._noun, self._of)
+        _logger.log(level, message, self._table, self._matched, self._asked, self._noun, of)
 
     def _example(self) -> str:
         return f"{quoted(next(iter(self._rows)))} here" if self._rows else "and nothing here"

@@ -6,7 +6,8 @@
     root/mimic-cxr-reports.zip, or root/files/p10/p10000032/s50414267.txt
 
 MIMIC-CXR-JPG comes without reports: they are published with MIMIC-CXR, and must be put under the same root. Where both
-forms are there, the zip is read. The labels of the NegBio labeler are not read.
+forms are there, the zip is read, and each report compared with its unpacked copy. The labels of the NegBio labeler are
+not read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mrm_stream.records import Record
-from mrm_stream.sources.mimic_tables import FINDINGS, MIMIC_CONDITIONS, TABLE, make_records, read_labels, read_splits
+from mrm_stream.sources.mimic_tables import (
+    FINDINGS,
+    MIMIC_CONDITIONS,
+    TABLE,
+    make_records,
+    read_ids,
+    read_labels,
+    read_splits,
+)
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import find_table, read_rows
 from mrm_stream.storage import Place
@@ -28,13 +37,14 @@ def list_mimic(root: Place) -> Iterator[Record]:
     No image is looked for: 377,110 look-ups can take minutes on network storage.
 
     Raises:
-        SourceError: A table is missing, damaged or of another form; an image has no split or is listed twice; there
-            are no reports under the root.
+        SourceError: A table is missing, damaged or of another form; an image has no split or is listed twice; no study
+            has labels; there are no reports under the root.
     """
     splits = read_splits(find_table(root, TABLE.format("split")))
-    labels = read_labels(root, find_table(root, TABLE.format("chexpert")), splits.test_studies)
+    labels = read_labels(root, find_table(root, TABLE.format("chexpert")), splits)
     path = find_table(root, TABLE.format("metadata"))
-    rows = read_rows(path, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
+    columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
+    rows = ((line, (*read_ids(path, line, *ids), view)) for line, (*ids, view) in read_rows(path, columns))
     yield from make_records(root, path, rows, ".jpg", splits, labels)
 
 

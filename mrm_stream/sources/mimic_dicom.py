@@ -12,16 +12,20 @@ without the metadata no view is known; without the labels there are none. Each i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.mimic_tables import (
     MIMIC_CONDITIONS,
     TABLE,
     make_records,
+    read_ids,
     read_labels,
     read_splits,
+    read_study,
+    read_subject,
     study_folder,
 )
 from mrm_stream.sources.source import Source
@@ -44,12 +48,13 @@ def list_mimic_dicom(root: Place) -> Iterator[Record]:
     split_table = _find_of_jpg(root, "split", "every record is of the training split")
     splits = read_splits(split_table) if split_table is not None else None
     view_table = _find_of_jpg(root, "metadata", "no view is known")
-    views = _read_views(view_table) if view_table is not None else {}
+    views = _read_views(view_table) if view_table is not None else None
     label_table = _find_of_jpg(root, "chexpert", "no record has labels")
-    labels: Mapping[str, Mapping[str, int]] = {}
-    if label_table is not None:
-        labels = read_labels(root, label_table, splits.test_studies if splits is not None else set())
+    labels = read_labels(root, label_table, splits) if label_table is not None else None
     yield from make_records(root, path, _read_records(path, studies, views), ".dcm", splits, labels)
+    studies.check(path.name)
+    if views is not None:
+        views.check(path.name)
 
 
 def _find_of_jpg(root: Place, name: str, otherwise: str) -> Place | None:
@@ -61,51 +66,54 @@ def _find_of_jpg(root: Place, name: str, otherwise: str) -> Place | None:
     return path
 
 
-def _read_records(
-    path: Place, studies: Mapping[str, str], views: Mapping[str, str]
-) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _read_records(path: Place, studies: Join[str], views: Join[str] | None) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (line, (dicom_id, subject, study, view)) of the record list."""
-    for line, (dicom_id, subject, study, image_path) in read_rows(path, ("dicom_id", "subject_id", "study_id", "path")):
-        _check_path(image_path, f"{study_folder(subject, study)}/{dicom_id}.dcm", path, line)
-        if studies.get(study) != subject:
+    for line, (*ids, image_path) in read_rows(path, ("dicom_id", "subject_id", "study_id", "path")):
+        dicom_id, subject, study = read_ids(path, line, *ids)
+        where = f"{path}, line {line}"
+        _check_path(image_path, f"{study_folder(subject, study)}/{dicom_id}.dcm", where)
+        if studies.need(study, where) != subject:
             raise SourceError(
-                f"study {quoted(study)} of this subject is not in the study list",
-                where=f"{path}, line {line}",
+                f"study {quoted(study)} is another subject's in the study list",
+                where=where,
                 remedy="Take both lists from the same release.",
             )
-        yield line, (dicom_id, subject, study, views.get(dicom_id, ""))
+        view = views.get(dicom_id) if views is not None else None
+        yield line, (dicom_id, subject, study, view or "")
 
 
-def _read_studies(path: Place) -> dict[str, str]:
+def _read_studies(path: Place) -> Join[str]:
     """Return study to subject."""
     lines: dict[str, int] = {}
     # One string for each subject, however many studies.
     shared: dict[str, str] = {}
     studies = {}
-    for line, (subject, study, report_path) in read_rows(path, ("subject_id", "study_id", "path")):
+    for line, (subject_cell, study_cell, report_path) in read_rows(path, ("subject_id", "study_id", "path")):
+        subject, study = read_subject(subject_cell, path, line), read_study(study_cell, path, line)
         claim(lines, study, line, path)
-        _check_path(report_path, f"{study_folder(subject, study)}.txt", path, line)
+        _check_path(report_path, f"{study_folder(subject, study)}.txt", f"{path}, line {line}")
         studies[study] = shared.setdefault(subject, subject)
-    return studies
+    return Join(studies, path, "studies")
 
 
-def _read_views(path: Place) -> dict[str, str]:
+def _read_views(path: Place) -> Join[str]:
     """Return dicom_id to view."""
     lines: dict[str, int] = {}
     shared: dict[str, str] = {}
     views = {}
-    for line, (dicom_id, view) in read_rows(path, ("dicom_id", "ViewPosition")):
+    for line, (cell, view) in read_rows(path, ("dicom_id", "ViewPosition")):
+        dicom_id = text_id(cell)
         claim(lines, dicom_id, line, path)
         views[dicom_id] = shared.setdefault(view, view)
-    return views
+    return Join(views, path, "images")
 
 
-def _check_path(found: str, expected: str, path: Place, line: int) -> None:
+def _check_path(found: str, expected: str, where: str) -> None:
     """Reports are found by the layout alone, and a path that leads elsewhere is none of this data set."""
     if found != expected:
         raise SourceError(
             f"the path is {quoted(found)}, and not {quoted(expected)}",
-            where=f"{path}, line {line}",
+            where=where,
             remedy="Take the list as PhysioNet published it, and the files in the folders that it gives.",
         )
 

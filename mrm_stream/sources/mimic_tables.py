@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS, Record
+from mrm_stream.sources.joins import Join, number_id, text_id
+from mrm_stream.sources.reading import members_of_zip
 from mrm_stream.sources.tables import KEY_PATTERN, claim, find_optional_table, quoted, read_rows
 from mrm_stream.storage import Place, is_remote
 
@@ -51,9 +53,25 @@ _logger = logging.getLogger(__name__)
 class Splits(NamedTuple):
     """What the split table says."""
 
-    by_image: dict[str, str]
+    table: Place
+    by_image: Join[str]
     """dicom_id to one of `SPLITS`."""
-    test_studies: set[str]
+    test_studies: Mapping[str, bool]
+    """Those of the test split: each to True."""
+
+
+class Labels(NamedTuple):
+    """What the label tables say, by study."""
+
+    labeler: Join[Mapping[str, int]]
+    """The CheXpert labeler's."""
+    radiologists: Mapping[str, Mapping[str, int]]
+    """Of those test studies that they labelled."""
+
+    def of(self, study: str) -> Mapping[str, int]:
+        """Return a study's labels: the radiologists' where they are there."""
+        labels = self.labeler.get(study)  # looked up in any case, to be counted
+        return self.radiologists.get(study, {} if labels is None else labels)
 
 
 class Reports:
@@ -61,28 +79,51 @@ class Reports:
 
     def __init__(self, root: Place) -> None:
         self._root = root
-        self._has_zip = (root / REPORTS_ZIP).is_file()
-        self._found = self._has_zip
+        self._zip: Join[bool] | None = None
+        if (root / REPORTS_ZIP).is_file():
+            names = (name for name in members_of_zip(root, REPORTS_ZIP) if name.endswith(".txt"))
+            self._zip = Join(dict.fromkeys(names, True), root / REPORTS_ZIP, "reports")
+        self._found = False
         # One string for each report, however many images share it.
         self._paths: dict[str, str] = {}
 
     def path_of(self, folder: str) -> str:
-        """Return the `report_path` of the study in this folder; it is looked for until the first one is found."""
+        """Return the `report_path` of the study in this folder.
+
+        In the zip each is looked for; in the tree until the first one is found.
+
+        Raises:
+            SourceError: Below a remote root there are both, which could only be compared by a request for each report.
+        """
         path = self._paths.get(folder)
         if path is None:
-            path = f"{REPORTS_ZIP}::{folder}.txt" if self._has_zip else f"{folder}.txt"
-            if not self._found and not (is_remote(self._root) and len(self._paths) >= _LOOKED_FOR):
+            path = f"{folder}.txt"
+            if self._zip is not None:
+                if is_remote(self._root) and not self._paths and (self._root / path).is_file():
+                    raise SourceError(
+                        f"the reports are there twice: in {REPORTS_ZIP}, and unpacked, such as {path}",
+                        where=self._root,
+                        remedy="Move one of them away.",
+                    )
+                self._zip.get(path)
+                path = f"{REPORTS_ZIP}::{path}"
+            elif not self._found and not (is_remote(self._root) and len(self._paths) >= _LOOKED_FOR):
                 self._found = (self._root / path).is_file()
             self._paths[folder] = path
         return path
 
-    def check_found(self) -> None:
+    def check_found(self, of: str) -> None:
         """Say where reports come from, where none was found.
+
+        Args:
+            of: The table whose reports were asked for.
 
         Raises:
             SourceError: None of those that were asked for is there.
         """
-        if not self._found:
+        if self._zip is not None:
+            self._zip.check(of)
+        elif not self._found:
             raise SourceError(
                 "there are no reports under the root",
                 where=self._root,
@@ -106,35 +147,27 @@ def make_records(
     rows: Iterable[tuple[int, tuple[str, ...]]],
     suffix: str,
     splits: Splits | None,
-    labels: Mapping[str, Mapping[str, int]],
+    labels: Labels | None,
 ) -> Iterator[Record]:
     """Yield a record for each row, in their order. No image is looked for.
 
     Args:
         root: Where the reports are.
         path: The table that the rows are from, for messages.
-        rows: (line, (dicom_id, subject_id, study_id, view)).
+        rows: (line, (dicom_id, subject_id, study_id, view)), as `read_ids` returns them.
         suffix: Of the images' names, with its dot.
         splits: None: every record is of the training split.
-        labels: Study to its labels.
+        labels: None: there are none.
 
     Raises:
-        SourceError: An id is not of the expected form, an image has no split or is listed twice; there are no reports
-            under the root.
+        SourceError: An image has no split or is listed twice; no study has labels; there are no reports under the root.
     """
     lines: dict[str, int] = {}
     # One string for each subject, study and view, however many images share it.
     shared: dict[str, str] = {}
     reports = Reports(root)
     for line, (dicom_id, subject, study, view) in rows:
-        _check_ids(dicom_id, subject, study, path, line)
         claim(lines, dicom_id, line, path)
-        if splits is not None and dicom_id not in splits.by_image:
-            raise SourceError(
-                f"image {dicom_id} is not in the split table",
-                where=f"{path}, line {line}",
-                remedy="Take both tables from the same release.",
-            )
         folder = study_folder(subject, study)
         yield Record(
             key=dicom_id,
@@ -143,11 +176,52 @@ def make_records(
             subject=shared.setdefault(subject, subject),
             study=shared.setdefault(study, study),
             view=shared.setdefault(view, view),
-            split="train" if splits is None else splits.by_image[dicom_id],
-            labels=labels.get(study, {}),
+            split="train" if splits is None else splits.by_image.need(dicom_id, f"{path}, line {line}"),
+            labels={} if labels is None else labels.of(study),
         )
     if lines:
-        reports.check_found()
+        reports.check_found(path.name)
+    if splits is not None:
+        splits.by_image.check(path.name)
+    if labels is not None:
+        labels.labeler.check(path.name)
+
+
+def read_ids(path: Place, line: int, dicom_id: str, subject: str, study: str) -> tuple[str, str, str]:
+    """Return the three ids, however a tool wrote them; they become parts of paths, and the dicom_id the record's key.
+
+    Raises:
+        SourceError: One is not of the expected form.
+    """
+    image = text_id(dicom_id)
+    if not KEY_PATTERN.fullmatch(image):
+        raise SourceError(
+            "dicom_id is not of the expected form",
+            where=f"{path}, line {line}",
+            remedy="Expected letters, digits, - and _.",
+        )
+    return image, read_subject(subject, path, line), read_study(study, path, line)
+
+
+def read_subject(cell: str, path: Place, line: int) -> str:
+    """Return a subject_id; SourceError where it is none."""
+    return _digits(cell, "subject_id", "p", path, line)
+
+
+def read_study(cell: str, path: Place, line: int) -> str:
+    """Return a study_id; SourceError where it is none."""
+    return _digits(cell, "study_id", "s", path, line)
+
+
+def _digits(cell: str, column: str, prefix: str, path: Place, line: int) -> str:
+    text = number_id(cell, column, path, line, prefix=prefix)
+    if not (text.isascii() and text.isdigit()):
+        raise SourceError(
+            f"{column} is not of the expected form: {quoted(cell)}",
+            where=f"{path}, line {line}",
+            remedy="Expected digits.",
+        )
+    return text
 
 
 def read_splits(path: Place) -> Splits:
@@ -159,8 +233,9 @@ def read_splits(path: Place) -> Splits:
     known = {split: split for split in SPLITS}
     lines: dict[str, int] = {}
     by_image = {}
-    test_studies = set()
-    for line, (dicom_id, study, split) in read_rows(path, ("dicom_id", "study_id", "split")):
+    test_studies = {}
+    for line, (cell, study, split) in read_rows(path, ("dicom_id", "study_id", "split")):
+        dicom_id = text_id(cell)
         claim(lines, dicom_id, line, path)
         if split not in known:
             raise SourceError(
@@ -168,12 +243,12 @@ def read_splits(path: Place) -> Splits:
             )
         by_image[dicom_id] = known[split]
         if split == "test":
-            test_studies.add(study)
-    return Splits(by_image, test_studies)
+            test_studies[read_study(study, path, line)] = True
+    return Splits(path, Join(by_image, path, "images"), test_studies)
 
 
-def read_labels(root: Place, path: Place, test_studies: set[str]) -> dict[str, Mapping[str, int]]:
-    """Return study to its labels: the CheXpert labeler's, but the radiologists' for test studies that they labelled.
+def read_labels(root: Place, path: Place, splits: Splits | None) -> Labels:
+    """Return all labels: the CheXpert labeler's, but the radiologists' for test studies that they labelled.
 
     Release 2.1.0 brought their table (687 studies), which the labeler's own scores are measured on. What it says of
     studies outside the test split, should there be any, is not taken: labels of one split are of one kind.
@@ -181,23 +256,27 @@ def read_labels(root: Place, path: Place, test_studies: set[str]) -> dict[str, M
     Args:
         root: Where the radiologists' table is, or is not.
         path: The CheXpert table.
-        test_studies: The studies of the test split.
+        splits: Which studies are of the test split; None: not known, so that their labels are not used.
 
     Raises:
-        SourceError: A table is damaged, lacks a column, lists a study twice or holds another value.
+        SourceError: A table is damaged, lacks a column, lists a study twice or holds another value; none of the studies
+            that the radiologists labelled is of the test split.
     """
-    labels = _read_label_table(path, dict(zip(FINDINGS, FINDINGS, strict=True)))
+    labeler = _read_label_table(path, dict(zip(FINDINGS, FINDINGS, strict=True)))
+    replaced: dict[str, Mapping[str, int]] = {}
     radiologists = find_optional_table(root, RADIOLOGIST_TABLE)
-    if radiologists is not None:
+    if radiologists is not None and splits is not None and splits.test_studies:
         columns = {finding: _RADIOLOGIST_NAMES.get(finding, finding) for finding in FINDINGS}
         if not _has_column(radiologists, "No Finding"):
             # Copies are found with and without it: radiologists mark what they see.
             del columns["No Finding"]
         theirs = _read_label_table(radiologists, columns)
-        replaced = {study: values for study, values in theirs.items() if study in test_studies}
-        labels |= replaced
-        _logger.info("%s: radiologists' labels for %d studies of the test split", radiologists, len(replaced))
-    return labels
+        tests = Join(splits.test_studies, splits.table, "test studies")
+        replaced = {study: values for study, values in theirs.items() if tests.get(study)}
+        tests.check(radiologists.name)
+    elif radiologists is not None:
+        _logger.warning("%s is not used: no study is known to be of the test split", radiologists)
+    return Labels(Join(labeler, path, "studies"), replaced)
 
 
 def _read_label_table(path: Place, columns: Mapping[str, str]) -> dict[str, Mapping[str, int]]:
@@ -208,7 +287,8 @@ def _read_label_table(path: Place, columns: Mapping[str, str]) -> dict[str, Mapp
     lines: dict[str, int] = {}
     mappings: dict[tuple[str, ...], Mapping[str, int]] = {}
     labels = {}
-    for line, (study, *cells) in read_rows(path, ("study_id", *columns.values())):
+    for line, (cell, *cells) in read_rows(path, ("study_id", *columns.values())):
+        study = read_study(cell, path, line)
         claim(lines, study, line, path)
         values = tuple(cells)
         if values not in mappings:
@@ -237,14 +317,3 @@ def _label_value(value: str, finding: str, path: Place, line: int) -> int:
             remedy="Expected 1.0, 0.0, -1.0 or none.",
         )
     return _LABEL_VALUES[value]
-
-
-def _check_ids(dicom_id: str, subject: str, study: str, path: Place, line: int) -> None:
-    """The ids become parts of paths, and the dicom_id the record's key."""
-    numbers = subject.isascii() and subject.isdigit() and study.isascii() and study.isdigit()
-    if not (numbers and KEY_PATTERN.fullmatch(dicom_id)):
-        raise SourceError(
-            "dicom_id, subject_id or study_id is not of the expected form",
-            where=f"{path}, line {line}",
-            remedy="Expected letters, digits, - and _ in dicom_id, and digits in the others.",
-        )

@@ -12,6 +12,7 @@ import os
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from mrm_stream.errors import RecordError, SourceError, StorageError
 from mrm_stream.records import Record
+from mrm_stream.sources.formats import SNIFFED, format_of
 from mrm_stream.sources.tables import NOT_SHOWN, is_file_name
 from mrm_stream.storage import Place, read_whole
 
@@ -204,8 +206,17 @@ def _open_plainly(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _read_member(root: Place, archive: str, member: str) -> bytes:
-    where = f"{root / archive}::{member}"
+def members_of_zip(root: Place, archive: str) -> Iterable[str]:
+    """Return the names of all members of a zip below the root.
+
+    Raises:
+        SourceError: It is missing, no zip, or outside the root.
+        StorageError: As `read_image`.
+    """
+    return _zip_below(root, archive).NameToInfo
+
+
+def _zip_below(root: Place, archive: str) -> zipfile.ZipFile:
     path: Place
     try:
         if isinstance(root, Path):
@@ -219,20 +230,44 @@ def _read_member(root: Place, archive: str, member: str) -> bytes:
         if isinstance(root, Path):
             _check_of_the_file(error, root, archive)
         raise SourceError(f"the zip of the reports cannot be read: {error.strerror}", where=root / archive) from error
-    reports = _open_zip(path, os.getpid())
+    return _open_zip(path, os.getpid())
+
+
+def _read_member(root: Place, archive: str, member: str) -> bytes:
+    where = f"{root / archive}::{member}"
+    reports = _zip_below(root, archive)
     try:
         told = reports.getinfo(member)
         # The others unpack as much as they please before a limit is asked for: 900 bytes of bzip2 took 2 GB.
         if told.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise RecordError("the report is packed in a way that is not read", where=where)
         with reports.open(told) as file:
-            return file.read(REPORT_LIMIT + 1)
+            content = file.read(REPORT_LIMIT + 1)
     except KeyError:
         raise RecordError("the report is missing", where=where) from None
     except _ZIP_FAULTS as error:
         if isinstance(root, Path):
             _check_of_the_file(error, root, archive)
         raise RecordError("the report cannot be read", where=where, remedy=str(error)) from error
+    if isinstance(root, Path) and len(content) <= REPORT_LIMIT:
+        _check_unpacked_copy(root, member, content, where)
+    return content
+
+
+def _check_unpacked_copy(root: Path, member: str, content: bytes, where: str) -> None:
+    """Raise SourceError where the zip was unpacked beside itself, and one of the two was edited since."""
+    try:
+        copy = _read_file(root, member, REPORT_LIMIT, "report")
+    except RecordError as error:
+        if error.what == "the report is missing":  # as a rule there is none
+            return
+        copy = None
+    if copy != content:
+        raise SourceError(
+            "the report in the zip is not the same as its unpacked copy",
+            where=where,
+            remedy=f"The copy is {root / member}. Move away the zip, or the unpacked reports: what is left is read.",
+        )
 
 
 @lru_cache(maxsize=2)
@@ -248,4 +283,13 @@ def _open_zip(path: Place, process: int) -> zipfile.ZipFile:
     except _ZIP_FAULTS as error:
         if isinstance(path, Path):
             _check_of_the_file(error, path.parent, path.name)
-        raise SourceError(f"this is no readable zip ({error})", where=path, remedy="Fetch it again.") from error
+        raise _not_a_zip(path, error) from error
+
+
+def _not_a_zip(path: Place, error: BaseException) -> SourceError:
+    with suppress(OSError, StorageError):
+        start = read_whole(path, SNIFFED)
+        told = None if start.startswith(b"PK") else format_of(start)
+        if told is not None:
+            return SourceError(f"this is no zip: it is {told.name}", where=path, remedy=told.remedy)
+    return SourceError(f"this is no readable zip ({error})", where=path, remedy="Fetch it again.")

@@ -14,7 +14,7 @@ PATH = Path("labels.csv")
 
 
 def _join(rows: dict[str, int], *keys: str, enough: float = 0.5) -> Join[int]:
-    join = Join(rows, PATH, "studies", "metadata.csv", enough=enough)
+    join = Join(rows, PATH, "studies", enough=enough)
     for key in keys:
         join.get(key)
     return join
@@ -22,13 +22,13 @@ def _join(rows: dict[str, int], *keys: str, enough: float = 0.5) -> Join[int]:
 
 def test_none_matched_is_an_error_that_shows_one_id_of_each_side() -> None:
     with pytest.raises(SourceError) as caught:
-        _join({"s1": 0, "s2": 0}, "1", "2", "3").check()
+        _join({"s1": 0, "s2": 0}, "1", "2", "3").check("metadata.csv")
     assert str(caught.value).startswith(
         "labels.csv: none of the 3 studies of metadata.csv is in it: '1' there, 's1' here\n  Take both from"
     )
     with pytest.raises(SourceError, match=r"none of the 1 studies .*: '1' there, and nothing here"):
-        _join({}, "1").check()
-    _join({}).check()  # nothing was looked up
+        _join({}, "1").check("metadata.csv")
+    _join({}).check("metadata.csv")  # nothing was looked up
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_few_matched_is_a_warning_with_the_counts(
     keys: str, enough: float, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        _join({"a": 0, "x": 0, "y": 0}, *keys, enough=enough).check()
+        _join({"a": 0, "x": 0, "y": 0}, *keys, enough=enough).check("metadata.csv")
     (line,) = caplog.records
     assert line.getMessage() == f"labels.csv: it has {keys.count('a')} of the {len(keys)} studies of metadata.csv"
     assert line.levelno == (logging.WARNING if warned else logging.INFO)
@@ -54,7 +54,7 @@ def test_an_id_that_must_be_there_is_named_beside_one_that_is() -> None:
 
 def test_a_cell_that_may_be_a_report_is_not_repeated() -> None:
     with pytest.raises(SourceError, match="not shown") as caught:
-        _join({"the lungs are clear": 0}, "no effusion seen").check()
+        _join({"the lungs are clear": 0}, "no effusion seen").check("metadata.csv")
     assert "lungs" not in str(caught.value)
     assert "effusion" not in str(caught.value)
 

@@ -25,5 +25,5 @@ def test_a_label_is_not_repeated(tmp_path: Path) -> None:
     cells = [SENTENCE, *[""] * (len(FINDINGS) - 1)]
     table.write_text(f"study_id,{','.join(FINDINGS)}\n1,{','.join(cells)}\n")
     with pytest.raises(SourceError, match=r"label .* of Atelectasis") as caught:
-        read_labels(tmp_path, table, set())
+        read_labels(tmp_path, table, None)
     assert "lungs" not in str(caught.value)

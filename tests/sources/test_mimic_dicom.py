@@ -115,10 +115,16 @@ def test_a_root_may_be_remote(root: Path) -> None:
         ("record", [*RECORDS, RECORDS[0]], "key appears twice: 'aaaa-1' on lines 2 and 5", None),
         ("record", swap(RECORDS, 0, 3, "../other/aaaa-1.dcm"), r"the path is '\.\./other/aaaa-1\.dcm', and not", 2),
         ("record", swap(RECORDS, 1, 3, RECORDS[0][3]), "the path is .*aaaa-1.dcm', and not '.*aaaa-2.dcm'", 3),
-        ("record", [["../../x", "5", "a", "files/p../p../../x/s5/a.dcm"]], "not in the study list", 2),
+        ("record", [["../../x", "5", "a", "files/p../p../../x/s5/a.dcm"]], "subject_id is not of the expected form", 2),
         ("record", [["10000032", "50414267", "", "files/p10/p10000032/s50414267/.dcm"]], "not of the expected form", 2),
-        ("record", [["", "5", "a", "files/p/p/s5/a.dcm"]], "study '5' of this subject is not in the study list", 2),
-        ("study", STUDIES[:1], "study '50000002' of this subject is not in the study list", 4),
+        ("record", [["", "5", "a", "files/p/p/s5/a.dcm"]], "subject_id is not of the expected form", 2),
+        ("study", STUDIES[:1], r"'50000002' is not among the studies of .*-list\.csv\.gz, '50414267' here", 4),
+        (
+            "record",
+            swap(swap(RECORDS, 2, 1, "50414267"), 2, 3, "files/p11/p11000011/s50414267/bbbb-1.dcm"),
+            "study '50414267' is another subject's in the study list",
+            4,
+        ),
         ("study", [*STUDIES, STUDIES[1]], "key appears twice: '50000002' on lines 3 and 4", None),
         ("study", swap(STUDIES, 0, 2, "/etc/s50414267.txt"), "the path is '/etc/s50414267.txt', and not", 2),
     ],
@@ -128,7 +134,7 @@ def test_a_bad_row_is_named(root: Path, table: str, rows: list[list[str]], what:
     write_table(path, RECORD_HEADER if table == "record" else ["subject_id", "study_id", "path"], rows)
     with pytest.raises(SourceError, match=what) as caught:
         list_records("mimic-dicom", root)
-    named = path if table == "study" and "not in" not in what else root / "cxr-record-list.csv.gz"
+    named = path if table == "study" and "not among" not in what else root / "cxr-record-list.csv.gz"
     assert caught.value.where == (f"{named}, line {line}" if line else str(named))
 
 
@@ -143,7 +149,7 @@ def test_ids_that_lead_out_of_the_root_are_refused_though_both_lists_agree(root:
 def test_an_image_without_a_split_is_refused_where_there_are_splits(root: Path) -> None:
     add_tables_of_jpg(root)
     write_table(root / "mimic-cxr-2.0.0-split.csv.gz", ["dicom_id", "study_id", "split"], SPLITS[:2])
-    with pytest.raises(SourceError, match="image bbbb-1 is not in the split table"):
+    with pytest.raises(SourceError, match=r"'bbbb-1' is not among the images of .*split\.csv\.gz, 'aaaa-1' here"):
         list_records("mimic-dicom", root)
 
 

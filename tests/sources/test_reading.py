@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import multiprocessing
 import os
 import zipfile
@@ -287,3 +288,18 @@ def test_a_cell_that_may_be_a_report_is_not_told(tmp_path: Path, monkeypatch: py
     with pytest.raises(StorageError) as caught:
         read_image(tmp_path, _image("The lungs are clear"))
     assert "lungs" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html><title>Login</title>", "this is no zip: it is a web page"),
+        (gzip.compress(b"reports"), "this is no zip: it is packed with gzip"),
+        (b"PK\x03\x04 cut short", "this is no readable zip"),
+        (b"reports", "this is no readable zip"),
+    ],
+)
+def test_what_is_no_zip_is_told_as_what_it_is(tmp_path: Path, content: bytes, what: str) -> None:
+    _write(tmp_path / "r.zip", content)
+    with pytest.raises(SourceError, match=what):
+        read_report(tmp_path, _report("r.zip::s.txt"))
