@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.joins import number_id, text_id
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_table, keys_from_paths, quoted, read_rows
 from mrm_stream.storage import Place
@@ -71,6 +72,7 @@ def list_chexpert_plus(root: Place) -> Iterator[Record]:
         if split not in _SPLITS:
             raise SourceError(f"split is {quoted(split)}", where=where, remedy=f"Expected {' or '.join(_SPLITS)}.")
         claim(lines, f"{folder}/{match[1]}.png", line, path)
+        patient, order = text_id(patient), number_id(order, "patient_report_date_order", path, line)
         study = f"{patient}-{order}"
         rows.append(
             (

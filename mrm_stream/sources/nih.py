@@ -1,6 +1,6 @@
 """Lists NIH ChestX-ray14 (Wang et al., 2017): 112,120 frontal radiographs, 14 findings that were mined from reports.
 
-    root/Data_Entry_2017_v2020.csv   (or Data_Entry_2017.csv, as Kaggle has it)
+    root/Data_Entry_2017_v2020.csv   (or Data_Entry_2017.csv, as Kaggle has it; or compressed, .csv.gz)
     root/train_val_list.txt, root/test_list.txt
     root/images/*.png, or root/images_001/images/*.png to images_012, or root/*.png
 
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.joins import Join, number_id, text_id
 from mrm_stream.sources.list_files import read_list, read_lists
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import claim, quoted, read_rows
+from mrm_stream.sources.tables import claim, find_optional_table, quoted, read_rows
 from mrm_stream.storage import Place
 
 NIH_CONDITIONS = (
@@ -46,8 +47,9 @@ FINDINGS = (
 )
 """In the order of the publication, which is also that of the reference code's lists.
 
-Nothing there says so, but the last label is by far the rarest in the lists, as Hernia is in the table; were the names
-sorted, it would be the eighth. `list_nih_by_files` counts where lists and table differ.
+Its NIH_ChestX-ray/train.py names them so (`CLASS_NAMES`), and each column of its three lists agrees with this finding
+in the NIH's table, but for 181 of 112,120 images: the lists are of an earlier release of the labels than
+`Data_Entry_2017_v2020.csv`. `list_nih_by_files` counts where lists and table differ.
 """
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -82,19 +84,13 @@ def list_nih(root: Place) -> Iterator[Record]:
     path, rows = _read_table(root)
     splits = _read_official_split(root)
     paths = _find_images(root)
-    absent = 0
     for name, row in rows.items():
-        if name not in splits:
-            raise SourceError(
-                f"image {name} is neither in the training nor in the test list",
-                where=path,
-                remedy=f"Fetch {' and '.join(_OFFICIAL_LISTS)} of the same release.",
-            )
-        if name in paths:
-            yield _record(name, paths[name], row, splits[name], row.labels)
-        else:
-            absent += 1
-    _report_absent(absent, len(rows), root)
+        split = splits.need(name, str(path))
+        image_path = paths.get(name)
+        if image_path is not None:
+            yield _record(name, image_path, row, split, row.labels)
+    splits.check(path.name)
+    paths.check(path.name)
 
 
 def list_nih_by_files(root: Place, folder: Place) -> Iterator[Record]:
@@ -111,24 +107,19 @@ def list_nih_by_files(root: Place, folder: Place) -> Iterator[Record]:
     paths = _find_images(root)
     images = read_lists(folder, values=len(FINDINGS))
     shared: dict[tuple[int, ...], Mapping[str, int]] = {}
-    absent = other = 0
+    other = 0
+    known = Join(rows, path, "images")
     for image in images:
-        row = rows.get(image.path)
-        if row is None:
-            raise SourceError(
-                f"image {quoted(image.path)} is on {image.lists[0]}.txt but not in the table",
-                where=path,
-                remedy="Check that the lists are of this data set.",
-            )
+        row = known.need(image.path, f"{folder}, {image.lists[0]}.txt")
         labels = shared.setdefault(image.values, dict(zip(FINDINGS, image.values, strict=True)))
         other += labels != row.labels
-        if image.path in paths:
-            yield _record(image.path, paths[image.path], row, image.split, labels, image.lists)
-        else:
-            absent += 1
+        image_path = paths.get(image.path)
+        if image_path is not None:
+            yield _record(image.path, image_path, row, image.split, labels, image.lists)
     if other:
         _logger.warning("%s: %d of %d listed images have other labels in %s", folder, other, len(images), path.name)
-    _report_absent(absent, len(images), root)
+    known.check("the lists")
+    paths.check("the lists")
 
 
 def _record(
@@ -147,16 +138,20 @@ def _record(
 
 def _read_table(root: Place) -> tuple[Place, dict[str, _Row]]:
     """Return the table's file, and what it says about each image; images with the same findings share a mapping."""
-    path = next((root / name for name in TABLES if (root / name).is_file()), None)
-    if path is None:
+    found = [table for name in TABLES if (table := find_optional_table(root, name)) is not None]
+    if not found:
         raise SourceError(
             f"there is neither {' nor '.join(TABLES)}", where=root, remedy="Put the table beside the images' folders."
         )
+    path = found[0]
+    if len(found) > 1:
+        _logger.warning("%s is read, and not %s beside it", path, found[1].name)
     lines: dict[str, int] = {}
     mappings: dict[str, Mapping[str, int]] = {}
     shared: dict[str, str] = {}
     rows = {}
-    for line, (name, findings, patient, view) in read_rows(path, _COLUMNS):
+    for line, (cell, findings, patient_cell, view) in read_rows(path, _COLUMNS):
+        name, patient = text_id(cell), number_id(patient_cell, "Patient ID", path, line)
         if not _NAME.fullmatch(name):
             raise SourceError(
                 f"Image Index is not of the expected form: {quoted(name)}",
@@ -188,7 +183,7 @@ def _labels(cell: str, where: str) -> Mapping[str, int]:
     return {finding: int(finding in present) for finding in FINDINGS}
 
 
-def _read_official_split(root: Place) -> dict[str, str]:
+def _read_official_split(root: Place) -> Join[str]:
     """Return file name to split."""
     splits: dict[str, str] = {}
     for name, split in _OFFICIAL_LISTS.items():
@@ -201,12 +196,13 @@ def _read_official_split(root: Place) -> dict[str, str]:
                     where=f"{root / name}, line {line}",
                     remedy="Fetch both lists of the same release.",
                 )
-    return splits
+    return Join(splits, " and ".join(str(root / name) for name in _OFFICIAL_LISTS), "images")
 
 
-def _find_images(root: Place) -> dict[str, str]:
+def _find_images(root: Place) -> Join[str]:
     """Return file name to path below the root: a few listings in place of 112,120 look-ups."""
-    paths = {}
+    paths: dict[str, str] = {}
+    twice = {}
     folders = []
     for name in sorted(entry.name for entry in root.iterdir()):
         if _NAME.fullmatch(name):
@@ -214,21 +210,21 @@ def _find_images(root: Place) -> dict[str, str]:
         elif _FOLDER.fullmatch(name):
             folders.append(f"{name}/images" if (root / name / "images").is_dir() else name)
     for folder in folders:
-        paths.update(
-            (entry.name, f"{folder}/{entry.name}") for entry in (root / folder).iterdir() if _NAME.fullmatch(entry.name)
-        )
+        for name in sorted(entry.name for entry in (root / folder).iterdir() if _NAME.fullmatch(entry.name)):
+            if name in paths:
+                twice[name] = f"{folder}/{name}"
+            else:
+                paths[name] = f"{folder}/{name}"
+    if twice:
+        name, other = next(iter(twice.items()))
+        _logger.warning("%s: %d images are there twice: %s is read, and not %s", root, len(twice), paths[name], other)
     if not paths:
         raise SourceError(
             "there are no images (PNG) under the root",
             where=root,
             remedy="Put them into images/, images_001/images/ and so on, or beside the table.",
         )
-    return paths
-
-
-def _report_absent(absent: int, listed: int, root: Place) -> None:
-    if absent:
-        _logger.warning("%s: %d of the %d images listed are not on the disk", root, absent, listed)
+    return Join(paths, root, "images", enough=1)
 
 
 SOURCE = Source(list_nih, list_by_files=list_nih_by_files, has_reports=False, conditions=NIH_CONDITIONS)

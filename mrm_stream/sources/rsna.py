@@ -1,31 +1,36 @@
 """Lists the RSNA Pneumonia Detection Challenge (2018), as Kaggle has it.
 
-    root/stage_2_train_images/<patientId>.dcm
+    root/stage_2_train_images/<patientId>.dcm, root/stage_2_test_images/<patientId>.dcm
     root/stage_2_train_labels.csv           patientId, x, y, width, height, Target; a row for each box
     root/stage_2_detailed_class_info.csv    patientId, class; its rows are repeated as often
 
-The labels of the test images were never published, so these are not listed, and every record is of the training split
-unless the reference code's lists say otherwise. A `patientId` names one image: the images come from NIH ChestX-ray14,
-where many patients have several, so a split of these ids is not one by patient and records have no subject. For the
-same reason a model that was trained on ChestX-ray14 may have seen them.
+Both tables may be compressed (.csv.gz). They do not have the test images, so these are not listed, and every record is
+of the training split unless the reference code's lists say otherwise: its test list is of the 3,000 test images, and
+gives each a label that was not published elsewhere; they have no class and no boxes.
+
+A `patientId` names one image: the images come from NIH ChestX-ray14, where many patients have several, so a split of
+these ids is not one by patient and records have no subject. For the same reason a model that was trained on
+ChestX-ray14 may have seen them.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Box, Record
+from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.list_files import read_lists
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import KEY_PATTERN, quoted, read_rows
+from mrm_stream.sources.tables import KEY_PATTERN, find_table, quoted, read_rows
 from mrm_stream.storage import Place
 
 IMAGES = "stage_2_train_images"
+TEST_IMAGES = "stage_2_test_images"
 LABELS_TABLE = "stage_2_train_labels.csv"
 CLASSES_TABLE = "stage_2_detailed_class_info.csv"
 
@@ -44,6 +49,7 @@ RSNA_CONDITIONS = (
 )
 
 _CORNERS = ("x", "y", "width", "height")
+_TEST_IMAGE = re.compile(rf"{TEST_IMAGES}/({KEY_PATTERN.pattern})\.dcm")
 
 _logger = logging.getLogger(__name__)
 
@@ -63,24 +69,24 @@ def list_rsna_by_files(root: Place, lists: Place) -> Iterator[Record]:
     A list's label that is not the table's is taken as published, and the number of those is logged.
 
     Raises:
-        SourceError: A list or table is missing, damaged or of another form; a listed image is not in the table.
+        SourceError: A list or table is missing, damaged or of another form; a listed training image is not in the
+            table.
     """
-    records = _read_records(root)
+    records = {record.image_path: record for record in _read_records(root).values()}
+    known = Join(records, root / LABELS_TABLE, "images")
     differing = 0
     for listed in read_lists(lists, values=1):
-        path = PurePosixPath(listed.path)
-        record = records.get(path.stem)
-        if record is None or record.image_path != str(path):
-            raise SourceError(
-                f"the listed image {quoted(listed.path)} is not in {LABELS_TABLE}",
-                where=lists,
-                remedy=f"Expected {IMAGES}/<patientId>.dcm of the same stage as the table.",
-            )
         (target,) = listed.values
+        if match := _TEST_IMAGE.fullmatch(listed.path):
+            labels = {TARGET: target}
+            yield Record(match[1], listed.path, split=listed.split, labels=labels, lists=listed.lists)
+            continue
+        record = known.need(listed.path, f"{lists}, {listed.lists[0]}.txt")
         differing += target != record.labels[TARGET]
         yield replace(record, split=listed.split, labels={**record.labels, TARGET: target}, lists=listed.lists)
     if differing:
         _logger.warning("%s: %d labels differ from %s; the lists' are taken", lists, differing, LABELS_TABLE)
+    known.check("the lists")
 
 
 def read_coordinates(cells: Sequence[str], columns: Sequence[str], path: Place, line: int) -> list[float]:
@@ -105,12 +111,14 @@ def read_coordinates(cells: Sequence[str], columns: Sequence[str], path: Place, 
 
 def _read_records(root: Place) -> dict[str, Record]:
     """Return patientId to its record, of the training split."""
-    path = root / LABELS_TABLE
-    classes = _read_classes(root / CLASSES_TABLE)
+    path = find_table(root, LABELS_TABLE)
+    classes = _read_classes(find_table(root, CLASSES_TABLE))
     boxes: dict[str, list[Box]] = {}
     targets: dict[str, int] = {}
-    for line, (patient, *cells, target) in read_rows(path, ("patientId", *_CORNERS, "Target")):
+    class_of: dict[str, str] = {}
+    for line, (cell, *cells, target) in read_rows(path, ("patientId", *_CORNERS, "Target")):
         where = f"{path}, line {line}"
+        patient = text_id(cell)
         _check_id(patient, path, line)
         if target not in ("0", "1"):
             raise SourceError(f"Target is {quoted(target)}", where=where, remedy="Expected 0 or 1.")
@@ -125,18 +133,14 @@ def _read_records(root: Place) -> dict[str, Record]:
             raise SourceError(
                 f"patientId {patient} has rows of Target 0 and of Target 1", where=where, remedy="Mend the table."
             )
-        if patient not in classes:
-            raise SourceError(
-                f"patientId {patient} is not in {CLASSES_TABLE}",
-                where=where,
-                remedy="Take both tables from the same stage of the challenge.",
-            )
+        class_of[patient] = classes.need(patient, where)
         boxes.setdefault(patient, []).extend([box] if box else [])
+    classes.check(path.name)
     return {
         patient: Record(
             key=patient,
             image_path=f"{IMAGES}/{patient}.dcm",
-            labels={TARGET: target} | {name: int(name == classes[patient]) for name in CLASSES},
+            labels={TARGET: target} | {name: int(name == class_of[patient]) for name in CLASSES},
             boxes=tuple(boxes[patient]),
             annotated_size=SIZE,
         )
@@ -144,18 +148,19 @@ def _read_records(root: Place) -> dict[str, Record]:
     }
 
 
-def _read_classes(path: Place) -> dict[str, str]:
+def _read_classes(path: Place) -> Join[str]:
     """Return patientId to its class."""
     known = {name: name for name in CLASSES}
     classes: dict[str, str] = {}
-    for line, (patient, name) in read_rows(path, ("patientId", "class")):
+    for line, (cell, name) in read_rows(path, ("patientId", "class")):
         where = f"{path}, line {line}"
+        patient = text_id(cell)
         _check_id(patient, path, line)
         if name not in known:
             raise SourceError(f"unknown class {quoted(name)}", where=where, remedy=f"Expected {', '.join(CLASSES)}.")
         if classes.setdefault(patient, known[name]) != name:
             raise SourceError(f"patientId {patient} has two classes", where=where, remedy="Mend the table.")
-    return classes
+    return Join(classes, path, "images")
 
 
 def _read_box(cells: Sequence[str], path: Place, line: int) -> Box | None:

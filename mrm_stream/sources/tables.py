@@ -69,7 +69,7 @@ def find_optional_table(root: Place, name: str) -> Place | None:
     Raises:
         SourceError: Both are there and differ, as when one was edited: which one is meant cannot be known.
     """
-    found = [table for table in (root / f"{name}.gz", root / name) if table.is_file()]
+    found = [table for table in (root / f"{name}.gz", root / name) if _is_table(table)]
     if len(found) == 2:
         line = _first_difference(*found)
         if line is not None:
@@ -192,8 +192,7 @@ def _hashed_key(stem: str, path: str) -> str:
 def _open_bytes(path: Place) -> BinaryIO:
     """Return a table's file, unpacked where its content, whatever its name, is compressed with gzip."""
     # A remote table is fetched whole, with retries, rather than read in pieces over minutes.
-    if isinstance(path, Path) and path.exists() and not path.is_file():  # a pipe would never end
-        raise SourceError("the table is not a regular file", where=path, remedy="Give a directory of plain files.")
+    _is_table(path)
     file: BinaryIO = BytesIO(_read_remote(path)) if is_remote(path) else path.open("rb")
     if _start_of(file).startswith(GZIP):
         file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
@@ -206,6 +205,15 @@ def _open_bytes(path: Place) -> BinaryIO:
         file.close()
         raise SourceError(f"this is no CSV table: it is {told.name}", where=path, remedy=told.remedy)
     return file
+
+
+def _is_table(path: Place) -> bool:
+    """Return whether there is a file; SourceError where there is something else: a pipe would never end."""
+    if path.is_file():
+        return True
+    if isinstance(path, Path) and path.exists():
+        raise SourceError("the table is not a regular file", where=path, remedy="Give a directory of plain files.")
+    return False
 
 
 def _start_of(file: BinaryIO) -> bytes:

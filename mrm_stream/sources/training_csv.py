@@ -1,7 +1,7 @@
 """Lists what the reference code trains on: `training.csv`, with the reports in it, beside or above the images.
 
-root/training.csv: image_path (relative to the root), report_content. The file knows neither subjects nor splits, so
-every record is of the training split.
+root/training.csv (or compressed, .csv.gz): image_path (relative to the root), report_content. The file knows neither
+subjects nor splits, so every record is of the training split.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import claim, keys_from_paths, read_rows
+from mrm_stream.sources.tables import claim, find_table, keys_from_paths, read_rows
 from mrm_stream.storage import Place
 
 
@@ -21,7 +21,7 @@ def list_training_csv(root: Place) -> Iterator[Record]:
     Raises:
         SourceError: The table is missing or damaged, lacks a column, or lists an image twice or none.
     """
-    path = root / "training.csv"
+    path = find_table(root, "training.csv")
     lines: dict[str, int] = {}
     reports = []
     for line, (image_path, report) in read_rows(path, ("image_path", "report_content")):

@@ -288,12 +288,12 @@ WHOLE: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
     "a cell of 50 MB": (
         "training-csv",
         lambda root: table(root, HEADER + b'images/a.jpg,"' + b"Made-up\n" * 6_500_000 + b'"\n'),
-        "field larger than",
+        "a cell is longer than",
     ),
     "a quote that never ends": (
         "training-csv",
         lambda root: table(root, HEADER + ROW + b'images/b.jpg,"x'),
-        "cannot be",
+        "is not closed",
     ),
     "a table in latin-1": (
         "training-csv",
@@ -303,7 +303,7 @@ WHOLE: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
     "a table in UTF-16": (
         "training-csv",
         lambda root: table(root, (HEADER + ROW).decode().encode("utf-16")),
-        "not UTF-8",
+        "it is UTF-16 text",
     ),
     "a table of NUL bytes": ("training-csv", lambda root: table(root, bytes(1 << 16)), "is missing"),
     "an image twice": ("training-csv", lambda root: table(root, HEADER + ROW + ROW), "twice"),

@@ -8,7 +8,7 @@ import pytest
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
-from mrm_stream.sources.chexpert import LISTED_FINDINGS
+from mrm_stream.sources.chexpert import LISTED_UNCERTAIN
 from mrm_stream.sources.registry import find_source, list_records
 
 # The tables' own order, which is not the sorted one.
@@ -115,8 +115,8 @@ def test_lists_give_split_and_labels(tmp_path: Path, caplog: pytest.LogCaptureFi
     root = _write(tmp_path / "CheXpert-v1.0")
     lists = _lists(
         tmp_path / "lists",
-        train_1="CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg 1 0 0 1 1\n",
-        train_10="CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg 1 0 0 1 1\n",
+        train_1="CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg 0 0 0 1 1\n",
+        train_10="CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg 0 0 0 1 1\n",
         val_list="CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg 0 0 0 1 0\n",
         test_list="CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg 0 1 0 0 0\n",
     )
@@ -129,17 +129,17 @@ def test_lists_give_split_and_labels(tmp_path: Path, caplog: pytest.LogCaptureFi
         study="patient00002-study2",
         view="PA",
         split="train",
-        labels={"Atelectasis": 1, "Cardiomegaly": 0, "Consolidation": 0, "Edema": 1, "Pleural Effusion": 1},
+        labels={"Atelectasis": 0, "Cardiomegaly": 0, "Consolidation": 0, "Edema": 1, "Pleural Effusion": 1},
         lists=("train_1", "train_10"),
     )
     assert (second.split, second.labels["Edema"]) == ("validate", 1)
     assert (third.split, third.labels["Cardiomegaly"], sum(third.labels.values())) == ("test", 1, 1)
-    # The uncertain label of the first is no contradiction, nor is a blank; the 0 in the table of the second is one.
+    # An uncertain Edema is 1 on the lists, and a blank 0: the first agrees. The 0 in the table of the second does not.
     assert "1 of 3 listed images have other labels in the tables" in caplog.text
 
 
 def test_the_listed_findings_are_among_the_tables_columns() -> None:
-    assert set(LISTED_FINDINGS) < set(FINDINGS)
+    assert set(LISTED_UNCERTAIN) < set(FINDINGS)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_bad_tables_are_refused(tmp_path: Path) -> None:
         list_records("chexpert", _write(tmp_path / "splits", valid=patient))
     root = _write(tmp_path / "valid")
     (root / "valid.csv").unlink()
-    with pytest.raises(SourceError, match=r"valid\.csv: the table does not exist"):
+    with pytest.raises(SourceError, match=r"there is neither valid\.csv\.gz nor valid\.csv"):
         list_records("chexpert", root)
 
 
@@ -178,8 +178,14 @@ LISTED = "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg"
 @pytest.mark.parametrize(
     ("lists", "what"),
     [
-        ({"train_1": LISTED.replace("study1", "study7") + " 0 0 0 0 0"}, r"is on train_1\.txt but in no table"),
-        ({"train_1": "README 0 0 0 0 0"}, r"image 'README' is on train_1\.txt but in no table"),
+        (
+            {"train_1": LISTED.replace("study1", "study7") + " 0 0 0 0 0"},
+            r"train_1\.txt: 'train/patient00001/study7/view1_frontal\.jpg' is not among the images of .*, 'train/pat",
+        ),
+        (
+            {"train_1": "README 0 0 0 0 0"},
+            r"train_1\.txt: 'README' is not among the images of .*, 'train/patient00001/study1/view1_",
+        ),
         ({"train_1": "../" + LISTED + " 0 0 0 0 0"}, "line 1: the path leaves its folder"),
         ({"train_1": LISTED + " 0 0 0 0"}, "line 1: 4 labels, expected 5"),
         ({"train_1": LISTED + " 0 0 0 0 -1"}, "line 1: label '-1'"),

@@ -83,9 +83,9 @@ def test_the_lists_say_split_and_label(tmp_path: Path, caplog: pytest.LogCapture
     ("name", "what"),
     [
         (f"../{A}.dcm", "the path leaves its folder"),
-        (f"more/{A}.dcm", "is not in stage_2_train_labels.csv"),
-        (f"{A}.png", "is not in stage_2_train_labels.csv"),
-        ("dddd.dcm", "is not in stage_2_train_labels.csv"),
+        (f"more/{A}.dcm", "is not among the images of .*stage_2_train_labels.csv"),
+        (f"{A}.png", "is not among the images of .*stage_2_train_labels.csv"),
+        ("dddd.dcm", f"'stage_2_train_images/dddd.dcm' is not among .*, 'stage_2_train_images/{A}.dcm' here"),
     ],
 )
 def test_a_listed_image_that_is_not_in_the_table_is_refused(tmp_path: Path, name: str, what: str) -> None:
@@ -110,7 +110,7 @@ def test_a_listed_image_that_is_not_in_the_table_is_refused(tmp_path: Path, name
         (f"{A},,,,,1", "Target and box contradict"),
         (f"{A},1,2,3,4,0", "Target and box contradict"),
         (f"{A},1,2,3,4,1", "rows of Target 0 and of Target 1"),
-        ("dddd,,,,,0", "patientId dddd is not in stage_2_detailed_class_info.csv"),
+        ("dddd,,,,,0", f"'dddd' is not among the images of .*stage_2_detailed_class_info.csv, '{A}' here"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, row: str, what: str) -> None:

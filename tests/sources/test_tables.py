@@ -107,7 +107,7 @@ def test_what_is_compressed_is_told_by_the_content_whatever_the_name(tmp_path: P
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "an Excel workbook"),
         (lzma.compress(b"a,b\n"), "packed with xz"),
         (bz2.compress(b"a,b\n"), "packed with bzip2"),
-        (gzip.compress(b"a,b\n"), "packed with gzip"),
+        (gzip.compress(b"a,b\n", mtime=0), "packed with gzip"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text"),
         (b"\xfe\xff" + "a,b\n1,2\n".encode("utf-16-be"), "UTF-16 text"),
         (b"\r\n<!DOCTYPE html><title>Login</title>", "a web page"),

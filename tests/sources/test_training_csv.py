@@ -67,7 +67,7 @@ def test_a_bad_table_is_refused(tmp_path: Path, table: str, what: str) -> None:
 
 
 def test_no_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"training\.csv: the table does not exist"):
+    with pytest.raises(SourceError, match=r"there is neither training\.csv\.gz nor training\.csv"):
         list_records("training-csv", tmp_path)
 
 
