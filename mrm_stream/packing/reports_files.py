@@ -18,7 +18,7 @@ from mrm_stream.packing.dictionary import TRAINING_BYTES, learn_dictionary
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry
 from mrm_stream.packing.plan import SetPlan
-from mrm_stream.packing.sections import select_sections
+from mrm_stream.packing.sections import text_to_tokenize
 from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
 from mrm_stream.packing.worker import reason_of
 from mrm_stream.progress import SECONDS_BETWEEN_LINES
@@ -41,7 +41,7 @@ class LearntFiles:
     tokenizer: Tokenizer
     dictionary: bytes
     unread: tuple[str, ...] = ()
-    """Keys of the records whose report could not be read, or has none of the sections."""
+    """Keys of the records whose report could not be read, has none of the sections, or says nothing."""
 
     def tokenizer_text(self) -> bytes:
         """Return the content of the tokenizer's file."""
@@ -74,7 +74,7 @@ def learn_files(plan: SetPlan, given: Place | None) -> LearntFiles:
             if held < TRAINING_BYTES:  # the dictionary looks at no more
                 reports.append(report)
                 held += len(report)
-            chosen.append(_chosen_sections(plan, record, report))
+            chosen.append(text_to_tokenize(report, record.study, plan.options.sections))
         except RecordError as error:  # told when its shard is packed
             unread.append(record.key)
             reasons[reason_of(error)] += 1
@@ -136,7 +136,7 @@ def _recall_files(journal: Journal, plan: SetPlan) -> ReportsEntry | None:
     for record, report in _training_reports(plan, unread):
         with suppress(RecordError):
             if not isinstance(report, RecordError):
-                _chosen_sections(plan, record, report)
+                text_to_tokenize(report, record.study, plan.options.sections)
                 _logger.warning("reports have come that the tokenizer was not trained on: all is packed again")
                 return None
     return entry
@@ -186,8 +186,3 @@ def _report_or_error(root: Place, record: Record) -> str | RecordError:
         return read_report(root, record)
     except RecordError as error:
         return error
-
-
-def _chosen_sections(plan: SetPlan, record: Record, report: str) -> str:
-    sections = plan.options.sections
-    return select_sections(report, record.study, sections) if sections else report

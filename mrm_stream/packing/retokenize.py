@@ -26,7 +26,7 @@ from mrm_stream.packing.manifest import (
     write_manifest,
 )
 from mrm_stream.packing.pack import MAX_BAD
-from mrm_stream.packing.sections import select_sections
+from mrm_stream.packing.sections import text_to_tokenize
 from mrm_stream.packing.shard import (
     MASK_MEMBER,
     SHARD_LIMIT,
@@ -182,7 +182,7 @@ def _stored_reports(directory: Place, manifest: Manifest, sections: tuple[str, .
             report = codec.restore(sample.report)
             with suppress(RecordError):
                 study = parse_json(sample.metadata)["study"]
-                yield select_sections(report, study, sections) if sections else report
+                yield text_to_tokenize(report, study, sections)
 
 
 def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Rejected]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mrm_stream.errors import ConfigError, RecordError
+from mrm_stream.sources.blank_reports import SAYS_NOTHING, says_something
 
 CONCLUSION = "conclusion"
 """Stands for the first of `CONCLUSIONS` that says anything: what MIMIC-CXR's published labels were read from."""
@@ -64,6 +65,34 @@ KNOWN_SECTIONS = (
 _MIMIC_TITLE = re.compile(r"^ *FINAL REPORT[ \t]*$", re.MULTILINE)
 _MIMIC_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _HEADER = re.compile(r"^[ \t]*([A-Z][A-Z ()/,-]*):(?=\s|\Z)", re.MULTILINE)
+# Within a line: a name that is known, in capitals. The longest first, of which a shorter one may be the end.
+_WITHIN_LINE = tuple(sorted((name.upper() for name in _NAME_OF), key=len, reverse=True))
+_LONGEST = len(_WITHIN_LINE[0])
+_LAST_TWO = {name[-2:] for name in _WITHIN_LINE}
+_COLON = re.compile(r":(?=\s|\Z)")
+_SENTENCE_ENDS = frozenset(".!?:;)]_\"'")
+# After these a sentence goes on: `see the FINDINGS: ...`. Other words end it, as many reports lack full stops.
+_GO_ON = {
+    *(
+        "a",
+        "an",
+        "the",
+        "this",
+        "these",
+        "both",
+        "our",
+        "his",
+        "her",
+        "following",
+        "last",
+        "no",
+        "see",
+        "and",
+        "or",
+        "as",
+    ),
+    *("in", "of", "on", "to", "by", "for", "from", "per", "with", "without", "under"),
+}
 # Where MIMIC-CXR, which indents every line and opens with a title, has none: on the first line, or at the margin.
 _FOREIGN_HEADER = re.compile(r"(?:\A[ \t]*|^)[A-Z][A-Z ()/,-]*:(?=\s|\Z)", re.MULTILINE)
 
@@ -134,11 +163,12 @@ def split_sections(report: str) -> list[Section]:
 
     A header is in capitals, and ends with a colon and white space. In a report of MIMIC-CXR it stands after one space,
     and not on the line after a header that nothing follows. In any other (CheXpert Plus, what sources compose) it
-    stands at the start of a line, indented or not; `END OF IMPRESSION` is no impression there, and what follows the
-    name of a view is a date, not findings.
+    stands at the start of a line, indented or not, or is a known one at the start of a sentence, as in reports that
+    were put on one line; `END OF IMPRESSION` is no impression there, and what follows the name of a view is a date,
+    not findings.
     """
     text = _with_plain_line_ends(report)
-    if _MIMIC_TITLE.search(text) or not _FOREIGN_HEADER.search(text):
+    if _is_as_in_mimic(text):
         parts = [(_name_of(header), part) for header, part in _split_mimic(text)]
         blank_line = "\n \n"
     else:
@@ -189,6 +219,18 @@ def select_sections(report: str, study: str, wanted: Sequence[str]) -> str:
     if not chosen:
         raise RecordError("the report has none of the sections asked for", where=f"report of study {study or '?'}")
     return chosen
+
+
+def text_to_tokenize(report: str, study: str, sections: Sequence[str]) -> str:
+    """Return what becomes tokens: the sections of a report that were asked for, or all of it where none were.
+
+    Raises:
+        RecordError: The report has none of the sections, or what it has of them says nothing.
+    """
+    text = select_sections(report, study, sections) if sections else report
+    if not says_something(text):
+        raise RecordError(SAYS_NOTHING, where=f"report of study {study or '?'}")
+    return text
 
 
 def check_sections(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -247,11 +289,38 @@ def _split_mimic(text: str) -> Iterator[tuple[str, str]]:
 def _split_foreign(text: str) -> Iterator[tuple[str, str]]:
     """Yield (header in lower case, what follows it), all of the text; blank lines are made empty ones."""
     text = re.sub(r"\n[ \t]+(?=\n)", "\n", text)
+    # By where they end: a header at the start of a line may end in one that is known.
+    headers = dict(_headers_within_lines(text)) | {header.end(): header.start(1) for header in _HEADER.finditer(text)}
     name, start = "preamble", 0
-    for header in _HEADER.finditer(text):
-        yield name, text[start : header.start()]
-        name, start = header[1].lower().strip(), header.end()
+    for end, first in sorted(headers.items()):
+        yield name, text[start:first]
+        name, start = text[first : end - 1].lower().strip(), end
     yield name, text[start:]
+
+
+def _is_as_in_mimic(text: str) -> bool:
+    """Return whether the published rules are to be followed, which know headers at the start of a line only."""
+    if _MIMIC_TITLE.search(text):
+        return True
+    if _FOREIGN_HEADER.search(text):
+        return False
+    return _MIMIC_HEADER.search(text) is not None or next(_headers_within_lines(text), None) is None
+
+
+def _headers_within_lines(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (end, start) of each known header, its colon included, at the start of a sentence."""
+    for colon in _COLON.finditer(text):
+        before = text[max(0, colon.start() - _LONGEST) : colon.start()]
+        if before[-2:] in _LAST_TWO and before.endswith(_WITHIN_LINE):
+            start = colon.start() - len(next(filter(before.endswith, _WITHIN_LINE)))
+            if text[start - 1 : start].isspace() and _ends_sentence(text[max(0, start - _LONGEST) : start].rstrip()):
+                yield colon.end(), start
+
+
+def _ends_sentence(before: str) -> bool:
+    if not before or before[-1] in _SENTENCE_ENDS or before[-1].isdigit() or before.endswith("XXX"):  # taken out
+        return True
+    return before[-1].islower() and re.split(r"[^A-Za-z]", before)[-1].lower() not in _GO_ON
 
 
 def _name_of(header: str) -> str:
@@ -264,6 +333,7 @@ def _name_of(header: str) -> str:
 
 
 def _foreign_name_of(header: str) -> str:
+    header = header.removeprefix("final report").strip()  # the title, where line ends were lost
     if header == "end of impression":
         return header
     name = _name_of(header)

@@ -28,7 +28,7 @@ from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry, shard_entry_from_json
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import ShardPlan, libraries
-from mrm_stream.packing.sections import select_sections
+from mrm_stream.packing.sections import text_to_tokenize
 from mrm_stream.packing.shard import (
     PackedSample,
     ShardEntry,
@@ -242,9 +242,9 @@ def tokens_of(report: str, study: str, tokenizer: Tokenizer, sections: tuple[str
         length: Tokens that are kept, at most; None: all.
 
     Raises:
-        RecordError: The report has none of the sections, or no or too many tokens.
+        RecordError: The report has none of the sections, says nothing, or has no or too many tokens.
     """
-    chosen = select_sections(report, study, sections) if sections else report
+    chosen = text_to_tokenize(report, study, sections)
     return encode_report(tokenizer, chosen)[:length].astype(np.dtype("<u2"), copy=False).tobytes()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.blank_reports import says_something
 from mrm_stream.sources.list_files import ListedImage, read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, keys_from_paths, read_rows
@@ -43,7 +44,7 @@ class _Row:
 
 
 def list_covid(root: Place) -> Iterator[Record]:
-    """Yield a record for each radiograph that is on the disk and has notes, in the table's order.
+    """Yield a record for each radiograph that is on the disk and has notes that say something, in the table's order.
 
     Others are left out, and their numbers logged: copies of this collection are often subsets, and a fifth of its
     radiographs come without notes. That is how it is, not damage.
@@ -135,7 +136,7 @@ def _read_table(root: Place) -> dict[str, _Row]:
             study=f"{patient}-{offset}" if offset else patient,
             finding=finding,
             view="" if view == "?" else view,
-            notes=notes if notes.strip() else None,
+            notes=notes if says_something(notes) else None,
         )
     return rows
 

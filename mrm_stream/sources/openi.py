@@ -8,7 +8,8 @@ study of one person (`uId`) and names its images (`parentImage`); a record is on
 not published, nor is there a split: views are unknown, and every record is of the training split.
 
 The report is composed of the sections as they stand in the file, a line each, headed as in MIMIC-CXR's reports
-(` FINDINGS: ...`). One that has neither findings nor an impression is no report: its records are listed without.
+(` FINDINGS: ...`). One whose findings and impression are absent or say nothing is no report: its records are listed
+without.
 
 Labels come from `MeSH/major`, which indexers wrote after reading the report. A term is `Opacity/lung/base/left`: its
 part before the first slash is taken as present, so some labels name a place (`Lung/hyperdistention`: `Lung`). `normal`
@@ -26,6 +27,7 @@ from xml.etree import ElementTree
 
 from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.blank_reports import says_something
 from mrm_stream.sources.openi_archive import read_archive
 from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.source import Source
@@ -135,7 +137,7 @@ def _claim(files: dict[str, str], what: str, name: str, source: Place) -> None:
 
 
 def _compose(tree: ElementTree.Element) -> str | None:
-    """Return the sections that hold text, a line each under its header, or None without findings and impression."""
+    """Return the sections that hold text, a line each under its header; None if findings and impression say nothing."""
     sections = []
     for element in tree.iter("AbstractText"):
         # What a header may hold, so that every one is found again in the text.
@@ -143,7 +145,7 @@ def _compose(tree: ElementTree.Element) -> str | None:
         body = " ".join("".join(element.itertext()).split())
         if header and body:
             sections.append((header, body))
-    if not any(header in ("FINDINGS", "IMPRESSION") for header, _ in sections):
+    if not any(header in ("FINDINGS", "IMPRESSION") and says_something(body) for header, body in sections):
         return None
     return "".join(f"\n {header}: {body}" for header, body in sections) + "\n"
 

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from mrm_stream.errors import RecordError, SourceError, StorageError
 from mrm_stream.records import Record
+from mrm_stream.sources.blank_reports import SAYS_NOTHING, says_something
 from mrm_stream.sources.formats import SNIFFED, format_of
 from mrm_stream.sources.tables import NOT_SHOWN, is_file_name
 from mrm_stream.storage import Place, read_whole
@@ -74,13 +75,13 @@ def read_mask(root: Place, record: Record) -> bytes:
 
 
 def read_report(root: Place, record: Record) -> str:
-    """Return the report as it stands, at most 1 MiB; it holds more than white space.
+    """Return the report as it stands, at most 1 MiB; it says something.
 
     Text that is not UTF-8 is refused rather than read as another encoding: a wrong guess would put noise among the
     tokens that nobody ever sees, a refusal is counted.
 
     Raises:
-        RecordError: The report is missing, empty, too long, not text, or outside the root.
+        RecordError: The report is missing, empty, too long, not text, or outside the root, or says nothing.
         SourceError: The zip that should hold the reports is none.
         StorageError: As `read_image`.
     """
@@ -107,6 +108,8 @@ def read_report(root: Place, record: Record) -> str:
         raise RecordError("the report holds NUL characters", where=where)
     if not text.strip():
         raise RecordError("the report is empty", where=where)
+    if not says_something(text):
+        raise RecordError(SAYS_NOTHING, where=where)
     return text
 
 

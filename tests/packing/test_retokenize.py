@@ -298,3 +298,29 @@ def test_a_tokenizer_that_was_trained_again_is_told_to_be_made_again(
     (out / "tokenizer.json").unlink()
     (fault,) = repair(out, mixed_set)[1]
     assert "tokenize the set anew" in str(fault.remedy)
+
+
+def test_reports_that_say_nothing_are_left_out_and_counted(
+    make_set: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a set that an earlier version packed may hold them, or in the sections that are asked for."""
+    root = make_set(tmp_path / "source", 8)
+    reports = ["nan", "FINDINGS: IMPRESSION:", "FINDINGS: Clear.\nIMPRESSION: ___"]
+    reports += [f"FINDINGS: Clear.\nIMPRESSION: Made-up study {number} is normal." for number in range(5)]
+    rows = [
+        f'images/{path.name},"{text}"' for path, text in zip(sorted((root / "images").iterdir()), reports, strict=True)
+    ]
+    (root / "training.csv").write_text("\n".join(["image_path,report_content", *rows, ""]))
+    options = PackOptions(samples_per_shard=4, short_side=48, vocabulary=200)
+    manifest = pack("training-csv", root, tmp_path / "strict", options=options, max_bad=0.5)
+    assert manifest.quarantined == {"report-says-nothing": 2}
+    with monkeypatch.context() as patch:  # as before there was the rule
+        for module in ("sources.reading", "packing.sections"):
+            patch.setattr(f"mrm_stream.{module}.says_something", lambda text: True)
+        pack("training-csv", root, tmp_path / "set", options=options)
+    whole = retokenize(tmp_path / "set", tmp_path / "whole", max_bad=0.5)
+    assert whole.quarantined == {"report-says-nothing": 2}
+    impressions = retokenize(tmp_path / "set", tmp_path / "part", sections=("impression",), vocabulary=100, max_bad=0.5)
+    assert impressions.quarantined == {"report-says-nothing": 1, "report-none-of-the-sections-asked-for": 2}
+    with pytest.raises(SourceError, match=r"2 of 8 samples have no tokens \(most often: the report says nothing"):
+        retokenize(tmp_path / "set", tmp_path / "refused")
