@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00001000/
         model.safetensors      the model's weights, float32
         moments.safetensors    Adam's two moments of each, and its step
-        state.json             step, order, counters, and the SHA-256 of the other two
+        state.json             step, order, counters, and the SHA-256 of all three
 
 A checkpoint is written under a temporary name, synced, and renamed: a directory named `step-…` is complete, so the
 newest one needs no pointer that could be wrong. One that the disk has damaged since is passed over, with a warning.
@@ -11,6 +11,7 @@ newest one needs no pointer that could be wrong. One that the disk has damaged s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from mrm_stream.errors import CheckpointError
 from mrm_stream.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha256_of, sync_folder
 from mrm_stream.strict import parse_json
 
-FORMAT, VERSION = "mrm-stream-checkpoint", 1
+FORMAT, VERSION = "mrm-stream-checkpoint", 2
 _MODEL, _MOMENTS, _STATE = "model.safetensors", "moments.safetensors", "state.json"
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def save_checkpoint(
             save_file(dict(tensors), temporary / name)
         sums = {name: sha256_of(temporary / name) for name in (_MODEL, _MOMENTS)}
         content = {"format": FORMAT, "version": VERSION, **state, "sha256": sums}
-        (temporary / _STATE).write_text(json.dumps(content, indent=1))
+        (temporary / _STATE).write_text(signed_state(content))
         for path in temporary.iterdir():
             path.chmod(FILE_MODE)
             _sync_file(path)
@@ -141,6 +142,15 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, state)
 
 
+def signed_state(content: Mapping[str, Any]) -> str:
+    """Return the text of a state.json whose own SHA-256 is the last of those in it.
+
+    One digit that the disk has changed would else resume another run: a step, a position, a sum of losses.
+    """
+    own = hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
+    return json.dumps({**content, "sha256": {**content["sha256"], _STATE: own}}, indent=1)
+
+
 def read_state(directory: Path) -> dict[str, Any]:
     """Return what a checkpoint holds besides tensors; whether those are whole is not looked at.
 
@@ -148,7 +158,8 @@ def read_state(directory: Path) -> dict[str, Any]:
         CheckpointError: The file is absent or damaged, or of another format or version.
     """
     try:
-        state = parse_json((directory / _STATE).read_text())
+        text = (directory / _STATE).read_text()
+        state = parse_json(text)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=directory) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -159,7 +170,14 @@ def read_state(directory: Path) -> dict[str, Any]:
             where=directory / _STATE,
             remedy="Use the release that wrote it.",
         )
-    return state
+    sums = state.get("sha256")
+    content = {
+        **state,
+        "sha256": {name: value for name, value in sums.items() if name != _STATE} if isinstance(sums, dict) else {},
+    }
+    if signed_state(content) != text:
+        raise CheckpointError("is damaged: its SHA-256 is another", where=directory / _STATE)
+    return content
 
 
 def _sync_file(path: Path) -> None:

@@ -293,6 +293,13 @@ class Pretraining:
 
     def _take_up(self, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = checkpoint.state
+        reports = self.shards.reports
+        if (state["vocabulary"], state["tokenizer_sha256"]) != (reports.vocabulary, reports.tokenizer_sha256):
+            raise CheckpointError(
+                "was trained with another tokenizer than the shards'",
+                where=checkpoint.directory,
+                remedy="Give the packed set that the run was begun with, or begin a new run.",
+            )
         self.engine.load_moments(checkpoint.moments())
         self.loader.load_state_dict(state["loader"])
         self.window.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def test_every_damaged_byte_is_found_and_the_one_before_is_taken(tmp_path: Path)
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     chance = random.Random(0)
-    for name in ("model.safetensors", "moments.safetensors"):
+    for name in ("model.safetensors", "moments.safetensors", "state.json"):
         whole = (newest / name).read_bytes()
         damaged = [whole[: chance.randrange(len(whole))] for _ in range(10)]
         for _ in range(40):
@@ -80,8 +81,8 @@ def test_when_all_are_damaged_it_says_so_rather_than_start_again(tmp_path: Path)
 
 def test_one_of_another_version_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1) / "state.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(CheckpointError, match="has version 2, not 1"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(CheckpointError, match="has version 1, not 2"):
         open_checkpoint(path.parent)
 
 
@@ -115,3 +116,27 @@ def test_one_that_was_cut_off_while_saving_is_not_seen(tmp_path: Path, monkeypat
     assert found.state["step"] == 1
     save(tmp_path, 3)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_all_that_is_renamed_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed first, a power cut could leave a whole name over half a file."""
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"rename {target.name}")
+        return rename(path, target)
+
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(tmp_path, 1)
+    at = done.index("rename step-00000001")
+    files = {f"sync {name}" for name in ("model.safetensors", "moments.safetensors", "state.json")}
+    assert {*done[:at]} == files | {"sync .step-00000001.tmp"}
+    assert done[at - 1] == "sync .step-00000001.tmp"
+    assert done[at + 1 :] == ["sync checkpoints"]
