@@ -47,6 +47,18 @@ if TYPE_CHECKING:
     help="DICOM to grey: by the file's window, or as MIMIC-CXR-JPG was made.",
 )
 @click.option(
+    "--bits",
+    type=click.IntRange(8, 16),
+    help="Of the values in 16-bit PNGs.  [default: as few as hold each picture, stray pixels apart]",
+)
+@click.option(
+    "--blank",
+    type=click.Choice(["quarantine", "keep"]),
+    default="quarantine",
+    show_default=True,
+    help="Images with nothing on them: 999 of 1,000 pixels within 20 of 256 grey levels.",
+)
+@click.option(
     "--vocabulary",
     type=click.IntRange(min=64, max=65_536),
     help="Size of the tokenizer that is trained, at most.  [default: 30000]",
@@ -181,11 +193,15 @@ def check_destination(out: Place, may_store: bool) -> None:
 
 
 def tell_manifest(manifest: Manifest, out: Place) -> None:
-    """Say what has been packed, and what was left out."""
+    """Say what has been packed, what was assumed for it, and what was left out."""
+    from mrm_stream.packing.manifest import tell_bits
+
     splits = ", ".join(f"{manifest.samples(split):,} {split}" for split in manifest.splits)
     size = sum(entry.bytes for entry in manifest.shards()) / 1e9
     words = "no reports" if manifest.reports is None else f"a vocabulary of {manifest.reports.vocabulary:,}"
     click.echo(f"{splits} samples, {size:.3g} GB, {words}: {out}")
+    if manifest.assumed_bits:
+        click.echo(f"16-bit PNGs: {tell_bits(manifest.assumed_bits)}; --bits settles it")
     if manifest.quarantined:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.quarantined.items())
         click.echo(f"Left out: {reasons}; each is named in {out / 'quarantine.jsonl'}")
@@ -207,6 +223,8 @@ def duration(seconds: float) -> str:
 
 def tell_estimate(guess: Estimate, processes: int | None) -> None:
     """Say what would be packed, and how long so many processes take; None: a cluster's, whose number is not known."""
+    from mrm_stream.packing.manifest import tell_bits
+
     if processes is None:
         time_taken = f"about {duration(guess.seconds)} of one process's time, which the cluster's share"
     else:
@@ -221,6 +239,8 @@ def tell_estimate(guess: Estimate, processes: int | None) -> None:
         f"From {guess.tried} records tried: {guess.bytes_in / 1e9:.3g} GB of images would become "
         f"{guess.bytes_out / 1e9:.3g} GB of shards, in {time_taken}"
     )
+    if guess.assumed_bits:
+        click.echo(f"16-bit PNGs among those tried: {tell_bits(guess.assumed_bits)}; --bits settles it")
     if guess.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in guess.bad.items())
         click.echo(f"Bad among those tried: {reasons}")

@@ -32,6 +32,8 @@ class Estimate:
     tried: int
     bad: Mapping[str, int]
     """Reason to how many of those tried were bad for it."""
+    assumed_bits: Mapping[int, int]
+    """Bits to how many of those tried were packed as if their values had so many: PNGs of 16 bits."""
     bytes_in: int
     """Of all images, from those tried."""
     bytes_out: int
@@ -54,6 +56,7 @@ def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
     chosen = [records[number * len(records) // tried] for number in range(tried)]
     few = replace(plan, shards=(ShardPlan("tried", tuple(chosen)),))
     bad: Counter[str] = Counter()
+    assumed_bits: Counter[int] = Counter()
     bytes_in = 0
     with staging_folder() as folder:
         journal = Journal(folder)
@@ -68,6 +71,8 @@ def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
             else:
                 samples.append(one.sample)
                 bytes_in += one.bytes_in
+                if one.assumed_bits is not None:
+                    assumed_bits[one.assumed_bits] += 1
         entry = write_shard(folder / "tried.tar", samples)
         seconds = time.perf_counter() - started
     scale = len(records) / len(chosen)
@@ -79,6 +84,7 @@ def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
         subjects=len({record.subject for record in records if record.subject}),
         tried=len(chosen),
         bad=bad,
+        assumed_bits=assumed_bits,
         bytes_in=round(bytes_in * scale),
         bytes_out=0 if entry is None else round(entry.bytes * scale),
         seconds=seconds * scale,

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from mrm_stream.errors import ConfigError, ShardError
+from mrm_stream.packing.images.checks import BITS
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.sections import check_sections
 from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, canonical_json, members_of
@@ -32,6 +33,8 @@ FORMAT = "mrm-stream-shards"
 VERSION = 2
 
 _MAX_BYTES = 64 << 20
+_LATER_OPTIONS = {"bits": None, "blank": "keep"}
+"""Options that sets of earlier versions lack, and how those were packed."""
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,9}}\.tar", re.ASCII)
 
@@ -89,6 +92,11 @@ class Manifest:
     has_masks: bool = False
     masks: MasksEntry | None = None
     """None where there are none, and in sets of earlier versions."""
+    assumed_bits: Mapping[int, int] | None = field(default_factory=dict)
+    """Bits to how many 16-bit PNGs were packed as if their values had so many; tokenizing again repeats it.
+
+    None in sets of earlier versions, where values were taken to have 16 bits, and blank images were kept.
+    """
     by_lists: bool = False
     """Whether the reference code's list files said what is in which split."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
@@ -114,6 +122,17 @@ class Manifest:
     def fingerprint(self) -> str:
         """64 hexadecimal digits that differ between any two sets that differ."""
         return hashlib.sha256(_to_text(self)).hexdigest()
+
+
+def tell_bits(assumed_bits: Mapping[int, int]) -> str:
+    """Return how many 16-bit PNGs were packed as of how many bits.
+
+    Example:
+        >>> tell_bits({12: 1480, 8: 1})
+        '1 taken as 8-bit, 1,480 as 12-bit'
+    """
+    counts = [f"{count:,} taken as {bits}-bit" for bits, count in sorted(assumed_bits.items())]
+    return ", ".join([*counts[:1], *(count.replace("taken ", "") for count in counts[1:])])
 
 
 def write_manifest(directory: Place, manifest: Manifest, *, staging: Place | None = None) -> None:
@@ -190,6 +209,11 @@ def _to_text(manifest: Manifest) -> bytes:
     }
     if manifest.masks is not None:
         content["masks"] = dataclasses.asdict(manifest.masks)
+    if manifest.assumed_bits is not None:
+        content["assumed_bits"] = {str(bits): count for bits, count in manifest.assumed_bits.items()}
+    else:
+        for name in _LATER_OPTIONS:
+            del content["options"][name]
     # Of everything else: a flipped bit in a number or a name is found as one in a shard is.
     content["sha256"] = hashlib.sha256(canonical_json(content)).hexdigest()
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True).encode("ascii") + b"\n"
@@ -201,6 +225,11 @@ def _from_json(content: Any) -> Manifest:
         raise ValueError(f"not format {FORMAT!r}, version {VERSION}")
     options = dict(content["options"])
     options["sections"] = tuple(_text(section) for section in options["sections"])
+    assumed_bits = None
+    if "assumed_bits" in content:
+        assumed_bits = {BITS[BITS.index(int(bits))]: _count(number) for bits, number in content["assumed_bits"].items()}
+    else:
+        options = _LATER_OPTIONS | options
     quarantined = content["quarantined"]
     return Manifest(
         source=_text(content["source"]),
@@ -208,6 +237,7 @@ def _from_json(content: Any) -> Manifest:
         reports=None if content["reports"] is None else _reports(content["reports"]),
         has_masks=MASK_MEMBER in content["members"],
         masks=_masks(content["masks"]) if "masks" in content else None,
+        assumed_bits=assumed_bits,
         by_lists=content["splits_from"] == "lists",
         quarantined={_text(reason): _count(number) for reason, number in quarantined["by_reason"].items()},
         quarantine_sha256=_sha256(quarantined["sha256"]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mrm_stream.errors import ConfigError
+from mrm_stream.packing.images.checks import BITS, Blank
 from mrm_stream.packing.images.rendering import Rendering
 from mrm_stream.packing.labels import Policy
 from mrm_stream.packing.sections import check_sections
@@ -23,6 +24,10 @@ class PackOptions:
     jpeg_quality: int = 95
     rendering: Rendering = "window"
     """How a DICOM becomes 8 bits: by its own window, or equalized, as MIMIC-CXR-JPG was made."""
+    bits: int | None = None
+    """Of the values in 16-bit PNGs; None: the fewest that hold each picture, all but one pixel in a thousand of it."""
+    blank: Blank = "quarantine"
+    """What becomes of images with nothing on them: all pixels but one in a thousand within 20 of 256 grey levels."""
     samples_per_shard: int = 512
     """At most; the shards of a split differ by one record."""
     seed: int = 0
@@ -41,14 +46,17 @@ class PackOptions:
         for name, low, high in (
             ("short_side", 16, 1 << 14),
             ("jpeg_quality", 1, 100),
+            ("bits", BITS[0], BITS[-1]),
             ("samples_per_shard", 1, 1 << 20),
             ("seed", 0, 2**63 - 1),
             ("vocabulary", 1, VOCABULARY_LIMIT),
         ):
             value = getattr(self, name)
+            if name == "bits" and value is None:
+                continue
             if type(value) is not int or not low <= value <= high:
                 raise ConfigError(f"must be between {low} and {high}", where=name, remedy="Give a whole number.")
-        for name, choices in (("rendering", Rendering), ("views", Views), ("uncertain", Policy)):
+        for name, choices in (("rendering", Rendering), ("blank", Blank), ("views", Views), ("uncertain", Policy)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(f"must be one of {', '.join(get_args(choices))}", where=name)
         if self.sections:

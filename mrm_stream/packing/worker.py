@@ -6,10 +6,10 @@ import platform
 import re
 import threading
 import traceback
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -86,6 +86,8 @@ class Packed(NamedTuple):
     """Of its image's file."""
     mask_change: MaskChange | None
     """None where it has no mask, or an empty one."""
+    assumed_bits: int | None
+    """See `EncodedImage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class ShardResult:
     """Of the images read."""
     mask_changes: tuple[MaskChange, ...] = ()
     """A mask each, of those that are not empty."""
+    assumed_bits: Mapping[int, int] = field(default_factory=dict)
+    """Bits to how many images were packed as if their values had so many."""
     is_kept: bool = False
     """Whether an interrupted run had packed it."""
 
@@ -117,6 +121,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
         return kept
     rejected: list[Rejected] = []
     mask_changes: list[MaskChange] = []
+    assumed_bits: Counter[int] = Counter()
     bytes_in = 0
 
     def samples() -> Iterator[PackedSample]:
@@ -128,6 +133,8 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
             bytes_in += packed.bytes_in
             if packed.mask_change is not None:
                 mask_changes.append(packed.mask_change)
+            if packed.assumed_bits is not None:
+                assumed_bits[packed.assumed_bits] += 1
             yield packed.sample
 
     tar = job.journal.out / f"{plan.name}.tar"
@@ -135,7 +142,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     if entry is None:  # with an earlier tokenizer there may have been one
         for path in (tar, index_path(tar)):
             remove(path)
-    result = ShardResult(entry, tuple(rejected), bytes_in, tuple(mask_changes))
+    result = ShardResult(entry, tuple(rejected), bytes_in, tuple(mask_changes), assumed_bits)
     job.journal.note(
         plan.name,
         {
@@ -143,6 +150,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
             "rejected": [asdict(line) for line in rejected],
             "bytes_in": bytes_in,
             "mask_changes": [asdict(change) for change in mask_changes],
+            "assumed_bits": assumed_bits,
             "reports": _reports_digests(job),
         },
     )
@@ -211,12 +219,18 @@ def _pack_record(
         data = read_image(job.root, record) if image is None else image.result()
         options = job.options
         encoded = encode_image(
-            data, short_side=options.short_side, quality=options.jpeg_quality, rendering=options.rendering
+            data,
+            short_side=options.short_side,
+            quality=options.jpeg_quality,
+            rendering=options.rendering,
+            bits=options.bits,
+            blank=options.blank,
         )
         mask = _pack_mask(job.root, record, encoded) if job.has_masks else None
         metadata = canonical_json(_metadata(record, encoded))
         png, change = (None, None) if mask is None else (mask.png, mask.change)
-        return Packed(PackedSample(record.key, encoded.jpeg, metadata, tokens, report, png), len(data), change)
+        sample = PackedSample(record.key, encoded.jpeg, metadata, tokens, report, png)
+        return Packed(sample, len(data), change, encoded.assumed_bits)
     except MrmStreamError:
         raise
     except MemoryError:
@@ -268,6 +282,8 @@ def _metadata(record: Record, image: EncodedImage) -> dict[str, Any]:
         # In pixels of the packed image, so that whoever reads a sample needs nothing else.
         drawn_on = record.annotated_size or image.original_size
         metadata["boxes"] = place_boxes(record.boxes, drawn_on=drawn_on, size=image.size)
+    if image.assumed_bits is not None:
+        metadata["assumed_bits"] = image.assumed_bits
     if record.lists:
         metadata["lists"] = list(record.lists)
     return metadata
@@ -284,7 +300,8 @@ def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
             verify_shard(job.journal.out, entry, job.members)
         rejected = tuple(Rejected(**line) for line in noted["rejected"])
         mask_changes = tuple(MaskChange(**change) for change in noted["mask_changes"])
-        result = ShardResult(entry, rejected, int(noted["bytes_in"]), mask_changes, is_kept=True)
+        assumed_bits = {int(bits): int(count) for bits, count in noted["assumed_bits"].items()}
+        result = ShardResult(entry, rejected, int(noted["bytes_in"]), mask_changes, assumed_bits, is_kept=True)
         if noted["reports"] != _reports_digests(job):  # the tokens are of another tokenizer
             return None
     except (ShardError, KeyError, TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from mrm_stream.packing.manifest import tell_bits
 from mrm_stream.packing.summary import TRAINED_TOKENS, SplitSummary, Summary, percentile, share_of
 
 
@@ -28,6 +29,8 @@ def _lines(summary: Summary) -> Iterator[str]:
         f"images: short side {_range(whole.original_short)} pixels as found, {_range(whole.packed_short)} packed; "
         f"{smaller:.1%} were smaller than {options.short_side:,}"
     )
+    if summary.manifest.assumed_bits:
+        yield f"16-bit PNGs: {tell_bits(summary.manifest.assumed_bits)}"
     if whole.tokens:
         longer = share_of(whole.tokens, lambda length: length > TRAINED_TOKENS)
         yield (

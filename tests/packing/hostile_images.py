@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
 
 def jpeg(height: int = 60, width: int = 50) -> bytes:
-    content: bytes = simplejpeg.encode_jpeg(np.full((height, width, 1), 99, np.uint8), 90, "GRAY", "Gray")
+    pixels_HW = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8), (height, width))
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels_HW[..., None]), 90, "GRAY", "Gray")
     return content
 
 

@@ -32,8 +32,9 @@ from tests.packing.hostile_images import (
 from tests.packing.torture import REPOSITORY
 
 # Packs each source given, by 2 GB more memory than the libraries take, and says what became of it as a line of JSON.
+# Each in a process of its own, forked from one that has loaded the libraries: neither memory nor an end carries over.
 JOB = """
-import json, resource, sys, time
+import json, os, resource, signal, sys, time
 from pathlib import Path
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.packing.options import PackOptions
@@ -42,12 +43,10 @@ import mrm_stream.packing.images.dicom
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) << 10
-limit = status("VmSize") + (2 << 30)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-before = status("VmHWM")
-for line in sys.stdin:
-    source, root, out = json.loads(line)
-    started, error = time.monotonic(), None
+def become_of(source, root, out):
+    limit = status("VmSize") + (2 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    before, started, error = status("VmHWM"), time.monotonic(), None
     try:
         options = PackOptions(samples_per_shard=50, short_side=48, vocabulary=300)
         pack(source, Path(root), Path(out), options=options, max_bad=1.0)
@@ -55,8 +54,17 @@ for line in sys.stdin:
         error = [type(caught).__name__, str(caught)]
     except BaseException as caught:
         error = ["?" + type(caught).__name__, str(caught)]
-    taken = {"error": error, "seconds": time.monotonic() - started, "bytes": status("VmHWM") - before}
-    print(json.dumps(taken), flush=True)
+    return {"error": error, "seconds": time.monotonic() - started, "bytes": status("VmHWM") - before}
+for line in sys.stdin:
+    started, child = time.monotonic(), os.fork()
+    if child == 0:
+        signal.alarm(int(sys.argv[1]))
+        print(json.dumps(become_of(*json.loads(line))), flush=True)
+        os._exit(0)
+    end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if end != 0:
+        ended = {"error": ["?ended", f"with {end}"], "seconds": time.monotonic() - started, "bytes": 0}
+        print(json.dumps(ended), flush=True)
 """
 SECONDS = 30.0
 """For one source, of a loaded machine."""
@@ -66,14 +74,15 @@ Outcome = dict[str, Any]
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 
 
-def pack_all(sources: list[tuple[str, Path, Path]]) -> list[Outcome]:
+def pack_all(sources: list[tuple[str, Path, Path]], prelude: str = "") -> list[Outcome]:
+    """Return what became of each source; the prelude is run after the libraries are loaded."""
     given = "".join(json.dumps([kind, str(root), str(out)]) + "\n" for kind, root, out in sources)
     done = subprocess.run(
-        [sys.executable, "-c", JOB],
+        [sys.executable, "-c", JOB.replace("def become_of", f"{prelude}\ndef become_of"), str(round(SECONDS))],
         input=given,
         capture_output=True,
         text=True,
-        timeout=SECONDS * len(sources),
+        timeout=(SECONDS + 5) * len(sources),
         cwd=REPOSITORY,
     )
     outcomes: list[Outcome] = [json.loads(line) for line in done.stdout.splitlines()]
@@ -85,6 +94,36 @@ def check_bounds(outcome: Outcome) -> None:
     assert outcome["seconds"] < SECONDS
     assert outcome["bytes"] < BYTES
     assert "Made-up" not in str(outcome["error"])
+
+
+# ---- the job itself ----
+
+
+# By the source's name: takes memory, or ends the process.
+FAULTS = """
+pack_truly = pack
+def pack(source, root, out, **choices):
+    if root.name == "greedy":
+        held = bytearray(3 << 29)
+    if root.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    pack_truly(source, root, out, **choices)
+"""
+
+
+def test_what_one_source_does_to_its_process_is_not_told_of_the_next(tmp_path: Path) -> None:
+    names = ("greedy", "second", "killed", "fourth")
+    for name in names:
+        table(tmp_path / name, HEADER + ROW)
+    greedy, second, killed, fourth = pack_all(
+        [("training-csv", tmp_path / name, tmp_path / f"set-{name}") for name in names], FAULTS
+    )
+    assert greedy["error"] is None
+    assert greedy["bytes"] > BYTES
+    assert killed["error"] == ["?ended", "with -9"]
+    for outcome in (second, fourth):
+        assert outcome["error"] is None
+        check_bounds(outcome)
 
 
 # ---- one set with every hostile record among good ones ----
@@ -103,7 +142,8 @@ IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "png-100000.png": (lambda: png(100_000, 100_000, zeros(1 << 20)), "image-too-large"),
     "png-2-31.png": (lambda: png(2**31 - 1, 2**31 - 1, b""), "image-too-large"),
     "png-bomb.png": (lambda: png(20_000, 4_001, zeros(1 << 30)), "image-too-large"),
-    "png-more-than-it-says.png": (lambda: png(50, 60, zeros(1 << 30)), None),
+    # What it says it is, is black; the gigabyte after that is never unpacked.
+    "png-more-than-it-says.png": (lambda: png(50, 60, zeros(1 << 30)), "image-blank"),
     "png-text-bomb.png": (
         lambda: png(50, 60, zeros(1 << 20), (b"zTXt", b"Comment\0\0" + zeros(1 << 30))),
         "image-damaged",
@@ -313,7 +353,7 @@ WHOLE: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Outcome, Path]]:
-    """What became of each of `WHOLE`: all in one process, as starting one costs more than most of them."""
+    """What became of each of `WHOLE`."""
     folder = tmp_path_factory.mktemp("whole")
     sources = []
     for number, (source, make, _) in enumerate(WHOLE.values()):

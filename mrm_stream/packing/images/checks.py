@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mrm_stream.errors import RecordError
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 80_000_000
+BITS = range(8, 17)
+"""That the values in a PNG of 16 bits may have."""
+Blank = Literal["quarantine", "keep"]
+"""What becomes of images with nothing on them; see `check_not_blank`."""
 
 
 class ImageError(RecordError):
@@ -34,3 +40,13 @@ def check_size(height: int, width: int) -> None:
         raise ImageError("image-too-large", f"{width} x {height} pixels are more than a radiograph has")
     if min(height, width) < 1:
         raise ImageError("image-damaged", "the image has no pixels")
+
+
+def stray_pixels(pixels: int) -> int:
+    """Return how many of an image's pixels may be anything and tell nothing of it: dead pixels, letters burnt in.
+
+    Example:
+        >>> stray_pixels(7_774_464), stray_pixels(500)
+        (7774, 1)
+    """
+    return max(pixels // 1000, 1)

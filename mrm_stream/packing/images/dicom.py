@@ -74,12 +74,15 @@ class _Layout:
     signed: bool
 
 
-def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], str]:
-    """Return the grey pixels, shape (height, width), and the view, such as `PA`, or an empty string.
+def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
+    """Return the grey pixels, the view, such as `PA`, or an empty string, and where padding is, if there may be any.
 
     Args:
         data: A DICOM file, with its preamble.
         rendering: How stored values become grey.
+
+    Returns:
+        Pixels and padding of shape (height, width).
 
     Raises:
         ImageError: The file is damaged or cut short, or holds what is not one grey picture of a radiograph's size.
@@ -102,7 +105,8 @@ def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], 
     except Exception as error:  # pydicom lets struct, key, type and recursion errors of hostile files through.
         # Its messages repeat what is in the file, such as names: they end here.
         raise ImageError("image-damaged", f"the DICOM is damaged ({type(error).__name__})") from None
-    return grey[stored_HW], view if _VIEW.fullmatch(view) else ""
+    padding_HW = is_padding[stored_HW] if is_padding.any() else None
+    return grey[stored_HW], view if _VIEW.fullmatch(view) else "", padding_HW
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """An image file as found in the wild -> the small grey JPEG that a shard holds.
 
 What is done to an image, beyond making it smaller, is this and no more. Colour becomes luma (ITU-R BT.601); alpha is
-dropped, not composited; 16-bit grey is divided by 257, linear over the whole range; EXIF, its orientation included, and
-gamma are ignored, as the reference code ignored them. How a DICOM's values become grey is a choice, `Rendering`. All
-arithmetic is on integers, or in single operations on float64, which round alike everywhere: every machine makes the
-same bytes.
+dropped, not composited; 16 bits become 8, linear over the range that the values use (`grey_of_png`); EXIF, its
+orientation included, and gamma are ignored, as the reference code ignored them. How a DICOM's values become grey is a
+choice, `Rendering`. All arithmetic is on integers, or in single operations on float64, which round alike everywhere:
+every machine makes the same bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg
 
-from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.blank import check_not_blank
+from mrm_stream.packing.images.checks import Blank, ImageError
 from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
-from mrm_stream.packing.images.png import grey_of_png, is_png, read_png
+from mrm_stream.packing.images.png import grey_of_png, is_png
 from mrm_stream.packing.images.rendering import Rendering
 from mrm_stream.packing.images.sizes import height_width, shrink, target_size
 
@@ -38,9 +39,19 @@ class EncodedImage:
     """(height, width) in pixels of `jpeg`."""
     view: str = ""
     """A DICOM's ViewPosition, such as PA; empty where it has none, and for other files."""
+    assumed_bits: int | None = None
+    """Of the values of a PNG of 16 bits, where they were not given; None for other files."""
 
 
-def encode_image(data: bytes, *, short_side: int, quality: int, rendering: Rendering = "window") -> EncodedImage:
+def encode_image(
+    data: bytes,
+    *,
+    short_side: int,
+    quality: int,
+    rendering: Rendering = "window",
+    bits: int | None = None,
+    blank: Blank = "quarantine",
+) -> EncodedImage:
     """Decode an image in full, shrink it, and encode it as a grey JPEG.
 
     Args:
@@ -48,23 +59,26 @@ def encode_image(data: bytes, *, short_side: int, quality: int, rendering: Rende
         short_side: Height or width of the result in pixels, whichever is less; a smaller image keeps its size.
         quality: Of the JPEG, 1 to 100.
         rendering: How a DICOM becomes grey; other files do not ask.
+        bits: Of the values of a PNG of 16 bits, 8 to 16; None: assumed from its pixels. Other files do not ask.
+        blank: Whether an image with nothing on it is refused.
 
     Raises:
-        ImageError: The file is not an image, is damaged or cut short, or is of a kind that cannot be read truthfully.
+        ImageError: The file is not an image, is damaged or cut short, or is of a kind that cannot be read truthfully;
+            or it is blank.
     """
     if not data:
         raise ImageError("image-empty", "the file is empty")
-    view = ""
+    view, assumed_bits, padding_HW = "", None, None
     if data[_DICOM_PREAMBLE : _DICOM_PREAMBLE + len(_DICOM_MAGIC)] == _DICOM_MAGIC:
         # Loaded when the first DICOM is met: it takes a third of a second.
         from mrm_stream.packing.images.dicom import decode_dicom
 
-        pixels_HW, view = decode_dicom(data, rendering)
+        pixels_HW, view, padding_HW = decode_dicom(data, rendering)
         original_size = height_width(pixels_HW)
     elif is_jpeg(data):
         original_size, pixels_HW = decode_jpeg(data, short_side)
     elif is_png(data):
-        pixels_HW = read_png(data, grey_of_png)
+        pixels_HW, assumed_bits = grey_of_png(data, bits)
         original_size = height_width(pixels_HW)
     elif data.startswith(_BARE_DICOM) and data[4:6].isalpha():
         raise ImageError("image-not-an-image", "the file may be a DICOM, but lacks the preamble of a DICOM file")
@@ -72,5 +86,7 @@ def encode_image(data: bytes, *, short_side: int, quality: int, rendering: Rende
         raise ImageError("image-not-an-image", "the file is neither a JPEG, nor a PNG, nor a DICOM")
     size = target_size(original_size, short_side)
     grey_HW1 = np.ascontiguousarray(shrink(pixels_HW, size)[..., None])
+    if blank == "quarantine":
+        check_not_blank(grey_HW1 if padding_HW is None else pixels_HW[~padding_HW])
     jpeg = simplejpeg.encode_jpeg(grey_HW1, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
-    return EncodedImage(jpeg=jpeg, original_size=original_size, size=size, view=view)
+    return EncodedImage(jpeg=jpeg, original_size=original_size, size=size, view=view, assumed_bits=assumed_bits)

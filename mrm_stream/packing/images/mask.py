@@ -13,7 +13,7 @@ from PIL import Image
 
 from mrm_stream.packing.images.checks import ImageError, check_size
 from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
-from mrm_stream.packing.images.png import is_png, read_png
+from mrm_stream.packing.images.png import has_wide_channels, is_png, read_png, wide_channels
 from mrm_stream.packing.images.reduction import reduce_mask
 
 _RUNS = re.compile(r"\s*(?:[0-9]{1,10}(?:\s+|$))*", re.ASCII)
@@ -83,7 +83,9 @@ def encode_mask(mask: bytes | str, *, original_size: tuple[int, int], size: tupl
 
 def _from_image(data: bytes) -> NDArray[np.bool_]:
     if is_png(data):
-        return read_png(data, _not_zero)
+        inside_HW = read_png(data, _not_zero)
+        # Of 16 bits a channel, Pillow has the high ones alone.
+        return np.asarray(wide_channels(data).any(axis=-1)) if has_wide_channels(data) else inside_HW
     if is_jpeg(data):
         grey_HW = decode_jpeg(data)[1]
         if 0 < grey_HW.max() < _HALF:

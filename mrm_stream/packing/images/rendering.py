@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.histogram import histogram
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -70,7 +71,7 @@ def _grey_of_all(
         raise ImageError("image-damaged", "the DICOM's rescaling makes all values one")
     if rendering == "equalized":
         # Of the rescaling only its direction matters here.
-        counts = _histogram(stored_HW) * ~is_padding
+        counts = histogram(stored_HW) * ~is_padding
         return _equalized(counts, -values if (slope < 0) != inverted else values)
     if header.get("ModalityLUTSequence"):
         wide = _look_up(header.ModalityLUTSequence[0], values)[0].astype(np.float64)
@@ -84,7 +85,7 @@ def _grey_of_all(
         return ((levels * 255 + greatest // 2) // greatest).astype(np.uint8)
     if width >= 1 or (width > 0 and function != "LINEAR"):
         return _windowed(wide, center, width, function, inverted=inverted)
-    used = wide[(_histogram(stored_HW) > 0) & ~is_padding]
+    used = wide[(histogram(stored_HW) > 0) & ~is_padding]
     low, high = (used.min(), used.max()) if used.size else (0.0, 0.0)
     return _ramp(wide, low, high - low, inverted=inverted)
 
@@ -98,14 +99,6 @@ def _number(header: Dataset, keyword: str, default: float) -> float:
     if not math.isfinite(number):
         raise ImageError("image-damaged", f"the DICOM's {keyword} is not finite")
     return number
-
-
-def _histogram(stored_HW: Stored) -> NDArray[np.int64]:
-    """Return how many pixels have each value."""
-    counts = np.zeros(1 << 8 * stored_HW.itemsize, np.int64)
-    for band in np.array_split(stored_HW, 64):  # In bands that stay in the cache: 12 ms v 30 for MIMIC's size.
-        counts += np.bincount(band.ravel(), minlength=counts.size)
-    return counts
 
 
 def _equalized(counts: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from PIL import Image
 from mrm_stream.packing.images.checks import ImageError
 from mrm_stream.packing.images.encode import encode_image
 from mrm_stream.packing.images.mask import EncodedMask, encode_mask
+from tests.packing.images.pngs import png_16
 
 Texture = Callable[[int, int, int], NDArray[np.uint8]]
 
@@ -81,6 +82,15 @@ def test_every_pixel_format_is_inside_where_it_is_not_zero(texture: Texture) -> 
     for image in cases:
         mask = encode_mask(file_of(image), original_size=(40, 50), size=(40, 50))
         np.testing.assert_array_equal(inside(mask), mask_HW, image.mode)
+
+
+def test_a_mask_of_16_bits_keeps_what_lies_in_its_low_bits() -> None:
+    mask_HW = np.zeros((20, 30), np.uint16)
+    mask_HW[5:12, 7:20] = 255
+    for channels in (1, 2, 3, 4):
+        values = [mask_HW] * (channels - (channels % 2 == 0)) + [np.full_like(mask_HW, 65535)] * (channels % 2 == 0)
+        encoded = encode_mask(png_16(np.stack(values, axis=-1)), original_size=(20, 30), size=(20, 30))
+        np.testing.assert_array_equal(inside(encoded), mask_HW > 0, str(channels))
 
 
 def test_a_jpeg_mask_does_not_grow_by_its_ringing(texture: Texture) -> None:
