@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mrm_stream.errors import ConfigError
+from mrm_stream.storage import local_fault
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # Zhou et al.'s code; the dataclasses' own defaults.
@@ -23,9 +24,30 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def _require(condition: bool, setting: str, what: str) -> None:
+LARGEST_SIDE = 1 << 14
+"""Pixels of an image, as packed; and width of a network: no machine has memory for more."""
+
+
+def _require(condition: bool, setting: str, what: str, remedy: str | None = None) -> None:
     if not condition:
-        raise ConfigError(what, where=setting)
+        raise ConfigError(what, where=setting, remedy=remedy)
+
+
+def _require_range(setting: str, value: float, low: float, high: float) -> None:
+    _require(low <= value <= high, setting, f"must be between {low:,} and {high:,}")
+
+
+def _require_local(setting: str, path: str) -> None:
+    fault = local_fault(path)
+    _require(fault is None, setting, f"{fault}: {path}", "Give a folder or file of this machine, written in full.")
+
+
+def _require_grey(setting: str, value: float, *, is_positive: bool) -> None:
+    """Both ends of [0, 1] are given in grey levels by many another program."""
+    levels = next((levels for levels in (255, 65_535) if 1 < value <= levels), None)
+    remedy = None if levels is None else f"{value:g} of {levels} is {value / levels:.4g}."
+    what = "is of grey values in [0, 1]"
+    _require(0 <= value <= 1 and not (is_positive and value == 0), setting, what, remedy)
 
 
 @dataclass(frozen=True)
@@ -75,23 +97,28 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check each range."""
+        _require_local("data.cache", self.cache)
         _require(self.lr_size >= 1, "data.lr_size", "must be at least 1")
+        _require(self.hr_size <= LARGEST_SIDE, "data.hr_size", f"must be at most {LARGEST_SIDE:,} pixels")
         _require(
             self.hr_size >= self.lr_size and self.hr_size % self.lr_size == 0,
             "data.hr_size",
             f"must be a multiple of lr_size ({self.lr_size})",
         )
         low, high = self.crop_area
-        _require(0 < low <= high <= 1, "data.crop_area", "must be two numbers in (0, 1], the smaller first")
+        # Of less, a crop may round to no pixel at all, and the largest is taken in its place.
+        _require(0.001 <= low <= high <= 1, "data.crop_area", "must be two numbers in [0.001, 1], the smaller first")
         low, high = self.crop_ratio
-        _require(0 < low <= high, "data.crop_ratio", "must be two positive numbers, the smaller first")
+        _require(0.1 <= low <= high <= 10, "data.crop_ratio", "must be two numbers in [0.1, 10], the smaller first")
         _require(0 <= self.flip <= 1, "data.flip", "is a chance: 0 to 1")
-        _require(self.std > 0, "data.std", "must be positive")
+        _require_grey("data.mean", self.mean, is_positive=False)
+        _require_grey("data.std", self.std, is_positive=True)
         _require(self.report_length >= 3, "data.report_length", "must be at least 3")
-        for name in ("window", "threads", "prefetch"):
-            _require(getattr(self, name) >= 1, f"data.{name}", "must be at least 1")
+        _require(self.window >= 1, "data.window", "must be at least 1")
+        for name in ("threads", "prefetch"):
+            _require_range(f"data.{name}", getattr(self, name), 1, 1024)
         _require(all(share > 0 for share in self.mixture.values()), "data.mixture", "shares must be positive")
-        _require(self.cache_gb > 0, "data.cache_gb", "must be positive")
+        _require(0 < self.cache_gb <= 1e9, "data.cache_gb", "must be positive, and at most 1e9")
         _require(self.max_bad_samples >= 0, "data.max_bad_samples", "must not be negative")
 
 
@@ -108,6 +135,8 @@ class ViTConfig:
         # Which of the two stacks it is, the file's reader knows.
         _require(min(self.width, self.depth, self.heads) >= 1, "", "width, depth and heads must be at least 1")
         _require(self.width % self.heads == 0, "", f"heads ({self.heads}) must divide the width ({self.width})")
+        is_sane = self.width <= LARGEST_SIDE and self.depth <= 1000
+        _require(is_sane, "", f"width must be at most {LARGEST_SIDE:,}, and depth 1,000")
 
 
 @dataclass(frozen=True)
@@ -127,6 +156,9 @@ class ReportDecoderConfig:
         name = "model.report_decoder"
         _require(min(self.width, self.depth, self.heads, self.feed_forward) >= 1, name, "sizes must be at least 1")
         _require(self.width % self.heads == 0, name, f"heads ({self.heads}) must divide the width ({self.width})")
+        is_sane = max(self.width, self.feed_forward / 4, self.positions) <= LARGEST_SIDE and self.depth <= 1000
+        what = f"width and positions must be at most {LARGEST_SIDE:,}, feed_forward four times that, depth 1,000"
+        _require(is_sane, name, what)
         _require(0 <= self.dropout < 1, f"{name}.dropout", "must be in [0, 1)")
 
 
@@ -207,12 +239,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Check each range."""
-        _require(self.batch_size >= 1, "optim.batch_size", "must be at least 1")
+        _require_range("optim.batch_size", self.batch_size, 1, 1 << 24)
         micro = self.micro_batch_size
         _require(micro is None or micro >= 1, "optim.micro_batch_size", "must be at least 1")
-        _require(self.epochs > 0, "optim.epochs", "must be positive")
+        _require(0 < self.epochs <= 1e6, "optim.epochs", "must be positive, and at most a million")
         _require(0 <= self.warmup_epochs <= self.epochs, "optim.warmup_epochs", "must be between 0 and epochs")
         _require(self.base_lr > 0 and self.min_lr >= 0, "optim.base_lr", "must be positive, min_lr not negative")
+        peak = self.base_lr * self.batch_size / 256
+        _require(self.min_lr <= peak, "optim.min_lr", f"is above the rate that it is to fall from ({peak:.3g})")
         _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "must be in [0, 1)")
         _require(self.weight_decay >= 0, "optim.weight_decay", "must not be negative")
         _require(self.gradient_clip >= 0, "optim.gradient_clip", "must not be negative")
@@ -251,6 +285,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check each range."""
+        _require_local("run.out", self.out)
+        _require_local("run.init", self.init)
         for name in ("log_every", "save_every", "keep"):
             _require(getattr(self, name) >= 1, f"run.{name}", "must be at least 1")
 

@@ -199,16 +199,19 @@ def sha256_of(path: Place) -> str:
     return digest.hexdigest()
 
 
-def make_private_folder(path: Place) -> None:
+def make_private_folder(path: Place) -> list[Path]:
     """Create `path`, and its parents, so that only its owner can look inside; what is there stays as open as it is.
 
     Remote storage has no folders to make, and its owner's settings decide who can look.
+
+    Returns:
+        The folders that were made, the innermost first.
 
     Raises:
         StorageError: It cannot be created, or is not a folder.
     """
     if not isinstance(path, Path):
-        return
+        return []
     with _naming(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
@@ -216,3 +219,14 @@ def make_private_folder(path: Place) -> None:
             sync_folder(folder.parent)  # or a power cut takes the folder, and all that was synced into it
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return missing
+
+
+def check_folder(path: Path) -> None:
+    """Raise what `make_private_folder` would of a folder that cannot be made or written to, and make nothing."""
+    with _naming(path):
+        existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

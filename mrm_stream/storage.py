@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -36,17 +37,33 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "UnknownServiceError"}
 
 _PIECE = 16 << 20
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
 
 _logger = logging.getLogger(__name__)
 
 
+def local_fault(text: str) -> str | None:
+    """Return why a path is none of this machine's as it is written; None where it can be one.
+
+    Taken as they stand, folders named `s3:` or `~` would be made here.
+
+    Example:
+        >>> local_fault("runs/first"), local_fault("s3://bucket/runs"), local_fault("~/runs")
+        (None, 'is a URL, where a local path is needed', 'begins with ~, which nothing expands here')
+    """
+    if _SCHEME.match(text):
+        return "is a URL, where a local path is needed"
+    return f"begins with {text[0]}, which nothing expands here" if text.startswith(("~", "$")) else None
+
+
 def place_of(text: str) -> Place:
     """Return a directory or file, given as people type it: a path, or a URL with a scheme.
 
     Raises:
-        StorageError: No fsspec implementation knows the scheme, or the package that serves it is not installed.
+        StorageError: No fsspec implementation knows the scheme, or the package that serves it is not installed; or it
+            is neither a path nor a URL.
 
     Example:
         >>> place_of("shards/mimic"), place_of("memory://bucket/mimic").name
@@ -54,6 +71,10 @@ def place_of(text: str) -> Place:
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
+        fault = local_fault(text)
+        if fault is not None:
+            what = "is neither a path nor a URL" if _SCHEME.match(text) else fault
+            raise StorageError(what, where=text, remedy="Write a URL as s3://bucket/name, and a path in full.")
         return Path(text)
     if scheme in ("file", "local"):
         return Path(rest)

@@ -32,6 +32,7 @@ ANOTHER = {
     "model.report_decoder.width": 192,
     "model.report_decoder.heads": 4,
     "model.report_decoder.positions": 200,
+    "optim.min_lr": 1e-5,
     "optim.micro_batch_size": 16,
     "optim.betas": "[0.9, 0.999]",
 }

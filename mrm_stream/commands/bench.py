@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, FILE, cores, start
+from mrm_stream.commands.common import DIRECTORY, FILE, check_output, cores, start
 
 
 @click.group()
@@ -33,6 +33,7 @@ def bench_pack(out: Path, count: int, rounds: int, workers: int | None) -> None:
     from mrm_stream.progress import progress
 
     start()
+    check_output(out)
     with progress("bench pack", "steps") as advance:
         result = bench_pack(
             out, options=PackBenchOptions(count=count, rounds=rounds, workers=workers or cores()), progress=advance
@@ -68,6 +69,9 @@ def bench_data(out: Path, count: int, rounds: int, mosaicml: Path | None, trace:
     from mrm_stream.progress import progress
 
     start()
+    for path in (out, trace):
+        if path is not None:
+            check_output(path)
     with progress("bench data", "steps") as advance:
         options = DataBenchOptions(count=count, rounds=rounds)
         result = bench_data(out, options=options, mosaicml=mosaicml, trace=trace, progress=advance)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, start
+from mrm_stream.commands.common import DIRECTORY, check_output, start
 
 
 @click.command("order")
@@ -27,6 +27,7 @@ def bench_order(out: Path, count: int, seeds: int) -> None:
     from mrm_stream.progress import progress
 
     start()
+    check_output(out)
     with progress("bench order", "steps") as advance:
         result = bench_order(out, options=OrderBenchOptions(samples=count, seeds=seeds), progress=advance)
     click.echo(order_table(result, terminal=sys.stdout.isatty()))

@@ -14,10 +14,24 @@ if TYPE_CHECKING:
     from mrm_stream.packing.workers import Workers
     from mrm_stream.storage import Place
 
-DIRECTORY = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
-
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LocalPath(click.Path):
+    """A file or directory of this machine; what only looks like one would become a folder named `s3:`, or `~`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        from mrm_stream.storage import local_fault
+
+        fault = local_fault(value) if isinstance(value, str) else None
+        if fault is not None:
+            self.fail(f"{value!r} {fault}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+DIRECTORY = LocalPath(path_type=Path, file_okay=False)
+FILE = LocalPath(path_type=Path, dir_okay=False)
 
 
 class PlaceType(click.ParamType["Place"]):
@@ -37,6 +51,25 @@ class PlaceType(click.ParamType["Place"]):
 
 
 PLACE = PlaceType()
+
+
+def check_output(path: Path) -> None:
+    """Raise what keeps a result from being written at a path, before anything is computed; make nothing.
+
+    Raises:
+        ConfigError: It would lie in a packed set, or in a checkpoint of a run.
+        StorageError: Its folder cannot be made, or written to.
+    """
+    from mrm_stream.errors import ConfigError
+    from mrm_stream.packing.journal import set_around
+    from mrm_stream.publish import check_folder
+
+    found = set_around(path)
+    if found is None and path.resolve().parent.name.startswith("step-") and (path.parent / "state.json").is_file():
+        found = path.parent
+    if found is not None:
+        raise ConfigError("is, or lies in, a packed set or a checkpoint", where=path, remedy="Choose another path.")
+    check_folder(path.parent)
 
 
 def with_workers(command: F) -> F:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrm_stream.commands.common import FILE, PLACE, chosen_workers, counted, resumable, start, with_workers
+from mrm_stream.commands.common import (
+    FILE,
+    PLACE,
+    check_output,
+    chosen_workers,
+    counted,
+    resumable,
+    start,
+    with_workers,
+)
 
 if TYPE_CHECKING:
     from mrm_stream.packing.verify import Fault
@@ -67,6 +76,7 @@ def inspect(directory: Place, out: Path | None, count: int, seed: int) -> None:
     page = out or Path(f"{directory.name or 'set'}.html")
     if page.suffix != ".html":
         raise ConfigError("pages are written as HTML", where=page, remedy="Give a name that ends in .html.")
+    check_output(page)
     with progress("inspecting", "shards") as advance:
         summary = summarise(directory, contact=count, seed=seed, progress=lambda done, total: advance(done, total, ""))
     for line in summary_lines(summary):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, cores, start
+from mrm_stream.commands.common import DIRECTORY, check_output, cores, start
 
 
 @click.command()
@@ -26,6 +26,7 @@ def phantom(out: Path, count: int, size: int, seed: int, workers: int | None) ->
     from mrm_stream.sources.phantom.tree import write_phantom_tree
 
     start()
+    check_output(out)
     written = 0
     with progress("phantom", "radiographs") as advance:
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, FILE, PLACE, counted, start
+from mrm_stream.commands.common import DIRECTORY, FILE, PLACE, check_output, counted, start
 
 if TYPE_CHECKING:
     from mrm_stream.storage import Place
@@ -55,11 +55,14 @@ def reconstruct(run: Path, out: Path, shards: Place | None, split: str | None, c
     from mrm_stream.visual.restorations import counted_words, restore_samples
 
     start()
+    check_output(out)
     check_place(out)
     samples = restore_samples(run, shards, split, count)
     curves = out.with_name(f"{out.stem}-curves.png")
-    save_figure(curves_figure(run), curves)
-    save_figure(restoration_figure(samples), out)
+    # All that may be refused comes before the first of the two is written.
+    pictures = {curves: curves_figure(run), out: restoration_figure(samples)}
+    for path, picture in pictures.items():
+        save_figure(picture, path)
     right, hidden = counted_words(samples)
     drawn = f"{counted(len(samples), 'radiograph')} of the split {samples[0].split}"
     click.echo(f"{out}: {drawn}; {right} of {hidden} hidden words restored rightly")
@@ -90,6 +93,7 @@ def export(run: Path, out: Path, form: str) -> None:
     from mrm_stream.training.loop import load_run
 
     start()
+    check_output(out)
     config, checkpoint, model = load_run(run)
     if form == "encoder":
         export_encoder(model, out, {"config": portable_settings(config)})

@@ -15,14 +15,14 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.lock import locked
-from mrm_stream.packing.manifest import DICTIONARY, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
+from mrm_stream.packing.manifest import DICTIONARY, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
 from mrm_stream.packing.shard import canonical_json
 from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sweep_staging, sync_folder
 from mrm_stream.storage import Place, names_in, read_whole, remove, remove_empty_folder
@@ -108,7 +108,7 @@ def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
     check_vacant(out)
     journal = Journal(out)
     is_new = not out.exists()
-    make_private_folder(out)
+    made = make_private_folder(out)
     if not is_new and isinstance(out, Path) and out.stat().st_mode & 0o077:
         # What is in it is closed to others; the folder's own mode is its owner's business.
         _logger.warning("%s: others can see the names of the files in it, though not read them", out)
@@ -122,6 +122,9 @@ def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
         finally:
             journal.sweep()
             sweep_staging()  # of worker processes, which end at once when this one does
+            for folder in made:  # A job that was refused has discarded all that it wrote: nothing is left of it.
+                with suppress(OSError):
+                    folder.rmdir()
     remove_empty_folder(journal.folder)
 
 
@@ -133,8 +136,13 @@ def check_vacant(out: Place) -> None:
     """Check that a job may begin, or go on, in a directory.
 
     Raises:
-        ShardError: It holds a finished set or files that are not ours, or is none.
+        ShardError: It holds a finished set or files that are not ours, is none, or lies in another set.
     """
+    outer = set_around(out.resolve().parent) if isinstance(out, Path) else None
+    if outer is not None:
+        raise ShardError(
+            f"lies in the packed set {outer}", where=out, remedy="Choose a directory that is not in one of a set."
+        )
     try:
         names = names_in(out)
     except NotADirectoryError as error:
@@ -146,6 +154,22 @@ def check_vacant(out: Place) -> None:
         raise ShardError(
             f"holds other files, such as {foreign[0]!r}", where=out, remedy="Choose a new or empty directory."
         )
+
+
+def set_around(path: Path) -> Path | None:
+    """Return the packed set, finished or not, that a local path is or lies in; None where there is none.
+
+    What else is written there would be foreign to `verify`, and might replace a shard.
+    """
+    whole = path.resolve()
+    return next((folder for folder in (whole, *whole.parents) if _is_set(folder)), None)
+
+
+def _is_set(folder: Path) -> bool:
+    for name, beginning in ((MANIFEST, FORMAT.encode()), (f"{FOLDER}/{_JOB}", b"")):
+        with suppress(OSError), (folder / name).open("rb") as file:
+            return beginning in file.read(100)
+    return False
 
 
 def _finished(out: Place) -> ShardError:

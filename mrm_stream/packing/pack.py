@@ -27,7 +27,7 @@ from mrm_stream.packing.reports_files import publish_files
 from mrm_stream.packing.shard import ShardEntry, canonical_json
 from mrm_stream.packing.tokenizer import load_tokenizer
 from mrm_stream.packing.worker import Job, Rejected, ShardResult, pack_shard
-from mrm_stream.packing.workers import Workers, run_all
+from mrm_stream.packing.workers import Workers, check_cluster, run_all
 from mrm_stream.publish import publish_bytes
 from mrm_stream.storage import Place
 
@@ -100,12 +100,14 @@ def pack(
     if planned is not None:
         planned(plan)
     given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
+    workers = workers or Workers()
+    check_cluster(workers)
     with open_journal(out, plan.fingerprint(given)) as journal:
         if journal.is_finished:
             journal.close()
             return read_manifest(out)
         reports = publish_files(journal, plan, tokenizer) if plan.has_reports else None
-        results = _pack_shards(make_job(plan, journal, reports), plan, workers or Workers(), max_bad, progress)
+        results = _pack_shards(make_job(plan, journal, reports), plan, workers, max_bad, progress)
         manifest = _conclude(journal, plan, reports, results)
         journal.close()
     return manifest

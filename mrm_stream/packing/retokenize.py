@@ -39,7 +39,7 @@ from mrm_stream.packing.shard import (
 from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
 from mrm_stream.packing.verify import common_faults
 from mrm_stream.packing.worker import Rejected, reason_of, tokens_of
-from mrm_stream.packing.workers import Workers, run_all
+from mrm_stream.packing.workers import Workers, check_cluster, run_all
 from mrm_stream.publish import publish_bytes
 from mrm_stream.storage import Place, read_whole
 from mrm_stream.strict import parse_json
@@ -107,6 +107,8 @@ def retokenize(
     choices = [old.fingerprint, list(options.sections), vocabulary, length]
     given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
     fingerprint = hashlib.sha256(canonical_json(["retokenize", *choices, given])).hexdigest()
+    workers = workers or Workers()
+    check_cluster(workers)
     with open_journal(out, fingerprint) as journal:
         if journal.is_finished:
             journal.close()
@@ -121,7 +123,7 @@ def retokenize(
         task = _Task(source, here, old.members, options.sections, reports)
         entries = old.shards()
         results: dict[str, tuple[ShardEntry | None, list[Rejected]]] = {}
-        for done, (entry, result) in enumerate(run_all(partial(_rewrite, task), entries, workers or Workers()), 1):
+        for done, (entry, result) in enumerate(run_all(partial(_rewrite, task), entries, workers), 1):
             results[entry.file] = result
             if progress is not None:
                 progress(done, len(entries))

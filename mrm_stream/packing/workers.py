@@ -55,6 +55,17 @@ class Workers:
             )
 
 
+def check_cluster(workers: Workers) -> None:
+    """Raise what `run_all` would of a cluster that does not answer, before a job writes anything.
+
+    Raises:
+        ClusterError: Dask is not installed, or the scheduler does not answer or has no worker.
+    """
+    if workers.scheduler is not None:
+        with _cluster(workers.scheduler):
+            pass
+
+
 def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: Workers) -> Iterator[tuple[T, R]]:
     """Yield each task with its result, as they are done.
 

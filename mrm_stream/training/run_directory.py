@@ -21,7 +21,9 @@ from mrm_stream.config import Config, DataConfig
 from mrm_stream.config_file import dump_config, load_config, with_absolute_places
 from mrm_stream.config_resume import changes
 from mrm_stream.errors import CheckpointError, ConfigError
-from mrm_stream.publish import FILE_MODE, make_private_folder, publish_bytes
+from mrm_stream.packing.journal import set_around
+from mrm_stream.publish import FILE_MODE, check_folder, make_private_folder, publish_bytes
+from mrm_stream.storage import place_of
 from mrm_stream.stream.opening import fingerprint_of
 from mrm_stream.training.checkpoint import checkpoints_in, read_state
 
@@ -32,10 +34,24 @@ log = logging.getLogger(__name__)
 
 
 def check_places(config: Config) -> None:
-    """Raise ConfigError if the data set or the run's directory is not set."""
+    """Raise ConfigError if the data set or the run's directory is not set, or one lies in the other."""
     for name, value in (("data.shards", config.data.shards), ("run.out", config.run.out)):
         if not value:
             raise ConfigError("is not set", where=name, remedy=f"Give --{name.split('.')[1]} DIR.")
+    out = Path(config.run.out)
+    for name, folder in (("run.out", out), ("data.cache", Path(config.data.cache) if config.data.cache else None)):
+        found = set_around(folder) if folder is not None else None
+        if found is not None:
+            raise _entangled(f"{folder} is, or lies in, the packed set {found}", name)
+    for place in map(place_of, (config.data.shards, *config.data.mixture)):
+        if isinstance(place, Path) and place.resolve().is_relative_to(out.resolve()):
+            raise _entangled(f"the packed set {place} lies in it", "run.out")
+    if config.data.cache and out.resolve().is_relative_to(Path(config.data.cache).resolve()):
+        raise _entangled("is, or lies in, data.cache, whose files are removed when room is short", "run.out")
+
+
+def _entangled(what: str, setting: str) -> ConfigError:
+    return ConfigError(what, where=setting, remedy="Choose a directory of its own.")
 
 
 def check_run(out: Path, config: Config) -> list[Path]:
@@ -44,7 +60,9 @@ def check_run(out: Path, config: Config) -> list[Path]:
     Raises:
         ConfigError: Another process trains in this directory, or the run here has other settings or other data.
         ShardError: There is a run here, and no packed set to resume it with.
+        StorageError: The directory cannot be made, or written to.
     """
+    check_folder(out)
     if (out / _LOCK).exists():
         _locked(out).close()
     _changed(out, config)

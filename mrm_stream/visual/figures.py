@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.publish import publish_bytes
+from mrm_stream.publish import check_folder, make_private_folder, publish_bytes
 from mrm_stream.training.metrics import read_metrics
 from mrm_stream.visual.restorations import RestoredSample, Word
 
@@ -125,27 +125,19 @@ def curves_figure(run: Path) -> Image.Image:
 
 
 def check_place(path: Path) -> None:
-    """Make the folder of a picture that is to be drawn.
-
-    Raises:
-        MrmStreamError: The picture is not to be a PNG, or its folder cannot be made.
-    """
+    """Raise MrmStreamError if a picture that is to be drawn is not to be a PNG, or its folder cannot be made."""
     if path.suffix != ".png":
         raise MrmStreamError("pictures are written as PNG", where=path, remedy="Give a name that ends in .png.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MrmStreamError(
-            f"the folder cannot be made: {error.strerror}", where=path.parent, remedy="Choose another place."
-        ) from error
+    check_folder(path.parent)
 
 
 def save_figure(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG, readable by its owner only: it may show a patient's data.
+    """Write a picture as PNG, and its folder, for its owner only: it may show a patient's data.
 
     Raises:
         StorageError: It cannot be written.
     """
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
+    make_private_folder(path.parent)
     publish_bytes(path, buffer.getvalue())

@@ -177,5 +177,5 @@ def test_a_picture_that_is_no_png_or_has_no_place_is_refused(tmp_path: Path) -> 
     with pytest.raises(MrmStreamError, match="written as PNG"):
         check_place(tmp_path / "a.jpg")
     (tmp_path / "file").write_text("")
-    with pytest.raises(MrmStreamError, match="the folder cannot be made"):
+    with pytest.raises(MrmStreamError, match="cannot be written: Not a directory"):
         check_place(tmp_path / "file" / "a.png")
