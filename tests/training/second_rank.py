@@ -1,0 +1,118 @@
+"""Run below torchrun: what happens on the second rank alone, one thing after another, and what the run makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrm_stream.config_file import load_config
+from mrm_stream.errors import DamagedSamplesError, MrmStreamError
+from mrm_stream.runtime import Runtime, start_runtime
+from mrm_stream.training.batches import BatchMaker
+from mrm_stream.training.checkpoint import newest_checkpoint
+from mrm_stream.training.engine import Engine, disconnect
+from mrm_stream.training.loop import pretrain
+from mrm_stream.training.metrics import read_metrics
+
+make_batch, take_step = BatchMaker.__call__, Engine.step
+
+
+def undisturbed() -> None:
+    """Leave all as it is."""
+
+
+def damaged_sample() -> None:
+    """The first sample of the first batch cannot be decoded."""
+    is_first = True
+
+    def make(self: BatchMaker, draws: Any) -> Any:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            raise DamagedSamplesError({0: "planted"})
+        return make_batch(self, draws)
+
+    BatchMaker.__call__ = make  # type: ignore[method-assign]
+
+
+def more_bytes() -> None:
+    """A gigabyte is decoded in each batch."""
+
+    def make(self: BatchMaker, draws: Any) -> Any:
+        self.bytes_decoded += 10**9
+        return make_batch(self, draws)
+
+    BatchMaker.__call__ = make  # type: ignore[method-assign]
+
+
+def other_losses(change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """The losses that are logged are others."""
+
+    def plant() -> None:
+        def step(self: Engine, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+            return {name: change(value) for name, value in take_step(self, *arguments, **named).items()}
+
+        Engine.step = step  # type: ignore[method-assign]
+
+    return plant
+
+
+def asked_to_stop() -> None:
+    """A signal comes at the second step."""
+
+    def step(self: Engine, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+        if named["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, *arguments, **named)
+
+    Engine.step = step  # type: ignore[method-assign]
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    "undisturbed": undisturbed,
+    "damaged sample": damaged_sample,
+    "more bytes": more_bytes,
+    "higher losses": other_losses(lambda value: value + 10),
+    "losses that are not finite": other_losses(lambda value: value * float("nan")),
+    "asked to stop": asked_to_stop,
+}
+
+
+def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
+    """Train four steps and tell how that ended, what was logged, and what was saved."""
+    short = ["optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32"]
+    try:
+        complete: object = pretrain(load_config(settings, [*short, f"run.out={out}"]), runtime)
+    except MrmStreamError as error:
+        complete = type(error).__name__
+    saved = newest_checkpoint(out)
+    return {
+        "complete": complete,
+        "seed": torch.initial_seed(),
+        "metrics": read_metrics(out),
+        "state": saved.state if saved else None,
+    }
+
+
+def main(settings: Path, out: Path) -> None:
+    runtime = start_runtime()
+    for name, plant in PLANTS.items():
+        if runtime.rank == 1:
+            plant()
+        told = {"case": name, "rank": runtime.rank, **outcome(settings, out / name.replace(" ", "-"), runtime)}
+        BatchMaker.__call__, Engine.step = make_batch, take_step  # type: ignore[method-assign]
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+    disconnect()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
