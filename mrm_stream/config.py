@@ -282,11 +282,14 @@ class RunConfig:
     """Steps between two checkpoints; one is always saved at the end."""
     keep: int = 2
     """Checkpoints kept; older ones are removed."""
+    connect_s: float = 600.0
+    """Seconds that a rank waits for the others to come, before it gives up."""
 
     def __post_init__(self) -> None:
         """Check each range."""
         _require_local("run.out", self.out)
         _require_local("run.init", self.init)
+        _require(self.connect_s > 0, "run.connect_s", "must be positive")
         for name in ("log_every", "save_every", "keep"):
             _require(getattr(self, name) >= 1, f"run.{name}", "must be at least 1")
 

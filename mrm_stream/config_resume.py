@@ -102,6 +102,7 @@ ON_RESUME: Mapping[str, OnResume] = {
     "run.log_every": OnResume("may change", "what is told and kept, not what is trained"),
     "run.save_every": OnResume("may change", "what is told and kept, not what is trained"),
     "run.keep": OnResume("may change", "what is told and kept, not what is trained"),
+    "run.connect_s": OnResume("may change", "when to give up, not what is trained"),
 }
 
 

@@ -66,12 +66,12 @@ def start_runtime() -> Runtime:
             remedy="Under srun: export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1).",
         )
     if torch.cuda.is_available():
-        # Slurm may show each task its own GPU only, as number 0; DeepSpeed reads the variable again.
+        # Slurm may show each task its own GPU only, as number 0; DeepSpeed reads the variable again. That no two ranks
+        # have one GPU is seen when they meet.
         numbers["LOCAL_RANK"] %= torch.cuda.device_count()
     os.environ.update({name: str(number) for name, number in numbers.items()})
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    # Alone, port 0 lets the system choose: two runs on one machine must not meet.
-    os.environ.setdefault("MASTER_PORT", "29500" if numbers["WORLD_SIZE"] > 1 else "0")
+    os.environ.setdefault("MASTER_PORT", str(_default_port()))
     if torch.cuda.is_available():
         device = torch.device("cuda", numbers["LOCAL_RANK"])
         torch.cuda.set_device(device)
@@ -82,6 +82,19 @@ def start_runtime() -> Runtime:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, ranks_here)))
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # Else DeepSpeed looks for a GPU, at length.
     return Runtime(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"], device)
+
+
+def _default_port() -> int:
+    """Return the port at which the ranks meet: torch's usual one, or, under srun, one of the job step's own.
+
+    Jobs share machines, and one job may run several steps at once; the steps' ports lie below those that Linux gives
+    to outgoing connections.
+    """
+    try:
+        job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", "0"))
+    except (KeyError, ValueError):
+        return 29500
+    return 15000 + (job + 977 * step) % 15000
 
 
 def set_up_logging(*, quiet: bool = False) -> None:
@@ -95,6 +108,20 @@ def set_up_logging(*, quiet: bool = False) -> None:
     )
     for noisy in ("DeepSpeed", "deepspeed", "torch", "nvidia", "PIL", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end this process at once, even while it waits in a library that does not return for them.
+
+    For as long as nothing has been written that would be left behind.
+    """
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

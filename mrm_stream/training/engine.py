@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mrm_stream.config import Config, EngineConfig, OptimConfig
-from mrm_stream.errors import CheckpointError, ConfigError
+from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
 from mrm_stream.randomness import Purpose, words
 from mrm_stream.records import Batch
 from mrm_stream.runtime import Runtime
+from mrm_stream.training.rendezvous import meet
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -80,14 +81,35 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
     return settings
 
 
-def connect(device: torch.device) -> None:
-    """Join the other ranks; returns when all have come."""
+def connect(runtime: Runtime, run: str, limit_s: float) -> None:
+    """Join the other ranks; returns when all have come, see `meet`."""
+    if torch.distributed.is_initialized():
+        return
+    meeting = meet(runtime, run, limit_s)
     import deepspeed
     import deepspeed.ops
+    from deepspeed.constants import default_pg_timeout
 
     # Start-up would compile an operator that only inference uses: 82 s instead of 16 s on two cores.
     deepspeed.ops.__compatible_ops__.clear()
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    meeting.gather("imported DeepSpeed")  # Takes seconds and memory; who dies of it would be waited for below.
+    on_gpu = runtime.device.type == "cuda"
+    try:
+        torch.distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=meeting.store,
+            rank=runtime.rank,
+            world_size=runtime.world,
+            timeout=default_pg_timeout,
+            device_id=runtime.device if on_gpu and runtime.world > 1 else None,
+        )
+    except RuntimeError as error:
+        raise TrainingError(
+            f"all ranks have come, but cannot be connected: {str(error).splitlines()[0]}",
+            where=f"rank {runtime.rank}",
+            remedy="See what ended another rank; or name the network to use: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME.",
+        ) from error
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
 
 
 def disconnect() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, with_places
-from mrm_stream.errors import TrainingError
+from mrm_stream.errors import ConfigError, TrainingError
 from mrm_stream.stream.opening import open_data
 from mrm_stream.training.engine import batch_sizes
 from mrm_stream.training.launched import ERROR_FILE, error_left
@@ -73,6 +73,12 @@ def _check(settings: Config, ranks: int) -> None:
     """Refuse now what the ranks would refuse half a minute later."""
     import torch
 
+    if 0 < (gpus := torch.cuda.device_count()) < ranks:
+        raise ConfigError(
+            f"{ranks} ranks, but {gpus} GPU(s): no two may share one",
+            where="--ranks",
+            remedy=f"Give --ranks {gpus}, or set CUDA_VISIBLE_DEVICES= to train on the CPU.",
+        )
     check_places(settings)
     batch_sizes(settings.optim, ranks)
     check_run(Path(settings.run.out), settings)

@@ -128,7 +128,7 @@ class Pretraining:
         self.out = Path(config.run.out)
         check_places(config)
         batch_sizes(config.optim, runtime.world)  # Refused now, before anything slow.
-        self.ranks = Ranks(runtime)
+        self.ranks = Ranks(runtime, run=config.run.out, connect_s=config.run.connect_s)
         # Nothing is written until all that can be refused was, a checkpoint taken up among it: a run that is found
         # here must stay what it is, and a mistake in a new one leaves no directory behind.
         seen = self.ranks.first(lambda: check_run(self.out, config))

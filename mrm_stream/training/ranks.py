@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.runtime import Runtime
+from mrm_stream.runtime import Runtime, ended_by_signals
 from mrm_stream.training.engine import connect
+from mrm_stream.training.rendezvous import CONNECT_S
 
 T = TypeVar("T")
 
@@ -25,11 +26,22 @@ class Ranks:
     Messages between them travel over the CPU, beside the gradients: asking whether to stop never waits for the GPU.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        """Join the others; returns when all have come."""
-        connect(runtime.device)
+    def __init__(self, runtime: Runtime, *, run: str = "", connect_s: float = CONNECT_S) -> None:
+        """Join the others; returns when all have come.
+
+        Args:
+            runtime: This rank.
+            run: What all of them must have in common: the run's directory.
+            connect_s: Seconds to wait for them.
+
+        Raises:
+            ConfigError: The launcher's variables lead nowhere, or two ranks share a GPU.
+            TrainingError: Not all have come in time.
+        """
+        with ended_by_signals():  # Nothing has been written yet.
+            connect(runtime, run, connect_s)
+            self._group: Any = dist.new_group(backend="gloo") if runtime.device.type == "cuda" else None
         self._runtime = runtime
-        self._group: Any = dist.new_group(backend="gloo") if runtime.device.type == "cuda" else None
 
     def first(self, action: Callable[[], T]) -> T:
         """Run `action` on the first rank alone, and return its result on every rank.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mrm_stream.errors import ConfigError
+from mrm_stream.training.launch import launch as start
 from mrm_stream.training.launched import ERROR_FILE, error_left
 from tests.training.runs import ENVIRONMENT, STEPS, Run, wait_until
 
@@ -42,6 +44,13 @@ def test_what_can_be_told_at_once_is_told_in_two_lines_and_leaves_nothing_behind
     result = launch(run, "method.mask_ratio=0.999")
     assert result.returncode == 1
     assert result.stderr == "Error: method.mask_ratio: hides all of the 16 patches\n  Choose a smaller one.\n"
+    assert not run.out.exists()
+
+
+def test_more_ranks_than_gpus_are_refused_before_any_is_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"--ranks: 3 ranks, but 2 GPU\(s\).*\n  Give --ranks 2"):
+        start(run.config, shards=str(run.shards), out=str(run.out), overrides=(), ranks=3)
     assert not run.out.exists()
 
 
