@@ -259,12 +259,18 @@ class EngineConfig:
     zero_stage: int = 1
     """What is split over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the matrix products; weights, gradients and moments are float32 under both."""
+    communication: Literal["fp32", "bf16"] = "fp32"
+    """bf16 rounds the gradients of linear layers (at stage 3 their weights, too) on their way between ranks: half the
+    traffic."""
     compile: bool = False
     """Compile the transformer blocks (torch.compile)."""
 
     def __post_init__(self) -> None:
         """Check the stage."""
         _require(self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", "must be 0, 1, 2 or 3")
+        rounded_only_on_the_way = self.precision == "fp32" and self.communication == "bf16"
+        _require(not rounded_only_on_the_way, "engine.communication", "must be fp32 where engine.precision is")
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
         ("method: {image_loss_weight: 0, report_loss_weight: 0}", "not both 0"),
         ("optim: {warmup_epochs: 300}", "optim.warmup_epochs must be between 0 and epochs"),
         ("engine: {zero_stage: 4}", "engine.zero_stage must be 0, 1, 2 or 3"),
+        ("engine: {precision: fp32, communication: bf16}", "engine.communication must be fp32 where"),
         ("seed: -1", "seed must be between"),
         ("data: {mean: 128}", "data.mean is of grey values in [0, 1]\n  128 of 255 is 0.502."),
         ("data: {mean: 32767.5}", "32767.5 of 65535 is 0.5."),

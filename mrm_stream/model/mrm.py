@@ -77,8 +77,13 @@ class MaskedRecordModel(nn.Module):
         if method.report_loss_weight:
             self.report_decoder = ReportDecoder(model.report_decoder, image_width=width, vocabulary=vocabulary)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, masked_tokens: Tensor | None = None) -> dict[str, Tensor]:
         """Return the losses of a batch.
+
+        Args:
+            batch: What one rank takes in one pass.
+            masked_tokens: What a sum over masked tokens is divided by: their mean number over all passes and ranks of a
+                step, so that the losses' average over these is one mean over the step's tokens. None: the batch's own.
 
         Returns:
             float32 scalars: `loss` to train on; without gradient `image_loss`, `report_loss`, and
@@ -93,7 +98,12 @@ class MaskedRecordModel(nn.Module):
             token_ids_BL, is_masked_BL = batch.token_ids_BL, batch.token_is_masked_BL
             hidden_BLD, embedded_BLD = self.report_decoder(self._pool(latent_BVD), token_ids_BL, is_masked_BL)
             report_loss, losses["report_loss_masked"] = report_losses(
-                self.report_decoder.head, hidden_BLD, token_ids_BL, is_masked_BL, over=self.method.report_loss_over
+                self.report_decoder.head,
+                hidden_BLD,
+                token_ids_BL,
+                is_masked_BL,
+                over=self.method.report_loss_over,
+                masked_tokens=is_masked_BL.sum().clamp(min=1) if masked_tokens is None else masked_tokens,
             )
             losses["report_loss"] = report_loss.detach()
             total = total + self.method.report_loss_weight * report_loss

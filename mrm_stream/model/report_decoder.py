@@ -91,6 +91,7 @@ def report_losses(
     is_masked_BL: Tensor,
     *,
     over: Literal["all", "masked"],
+    masked_tokens: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy to train on, and, without gradient, that of the masked tokens.
 
@@ -100,6 +101,7 @@ def report_losses(
         token_ids_BL: What should be predicted.
         is_masked_BL: True where the decoder did not see the token.
         over: Mean over "all" positions, visible ones and [PAD] too, or over the "masked" ones only (0 where none is).
+        masked_tokens: What the sums over masked tokens are divided by, above 0.
 
     Returns:
         Two float32 scalars.
@@ -108,11 +110,11 @@ def report_losses(
     if over == "masked":
         logits_MK = head(hidden_BLD[is_masked_BL])
         total = functional.cross_entropy(logits_MK.float(), token_ids_BL[is_masked_BL], reduction="sum")
-        loss = total / max(len(logits_MK), 1)
+        loss = total / masked_tokens
         return loss, loss.detach()
     # Flat: with the vocabulary as the second of three dimensions the softmax strides, 3x slower (one CPU core).
     logits_MK = head(hidden_BLD).flatten(0, 1)
     entropy_M = functional.cross_entropy(logits_MK.float(), token_ids_BL.flatten(), reduction="none")
     is_masked_M = is_masked_BL.flatten()
     masked_total = entropy_M.detach().masked_fill(~is_masked_M, 0).sum()
-    return entropy_M.mean(), masked_total / is_masked_M.sum().clamp(min=1)
+    return entropy_M.mean(), masked_total / masked_tokens

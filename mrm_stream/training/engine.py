@@ -64,12 +64,16 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
         "train_micro_batch_size_per_gpu": sizes.micro,
         "gradient_accumulation_steps": sizes.accumulation,
         "gradient_clipping": optim.gradient_clip,  # DeepSpeed clips at 1.0 unless told otherwise.
+        "communication_data_type": engine.communication,  # At stage 0; for the others see below.
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": engine.zero_stage,
             # At the default of 5e8 elements the whole gradient is one bucket, and nothing overlaps.
             "reduce_bucket_size": 25_000_000,
             "allgather_bucket_size": 25_000_000,
+            # Its own linear layer of stage 3 rounds once more than torch's (a matrix product, then a bias): losses in
+            # bf16 would differ from those of the other stages. It also takes the place of torch's in the whole process.
+            "memory_efficient_linear": False,
             "overlap_comm": engine.zero_stage in (1, 2) and torch.cuda.is_available(),
         },
         "timers": {"throughput": {"enabled": False}},  # It synchronises the device twice a forward pass.
@@ -78,6 +82,10 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
     if engine.precision == "bf16":
         # Autocast keeps parameters, gradients and moments in float32: what is saved is what is trained.
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if engine.communication == "fp32":
+            # DeepSpeed would round the gradients of linear layers wherever ranks or micro-batches are added up, and at
+            # stage 3 their weights. The list is of that alone: what is computed in bf16 is autocast's own choice.
+            settings["torch_autocast"]["lower_precision_safe_modules"] = []
     return settings
 
 
@@ -161,7 +169,7 @@ class Engine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that DeepSpeed left out since the start, because a gradient was not finite."""
+        """Steps skipped since the start, because a gradient was not finite; the same on every rank."""
         return int(self._engine.skipped_steps)
 
     def step(self, batch: Batch, *, step: int, learning_rate: float) -> dict[str, Tensor]:
@@ -173,21 +181,50 @@ class Engine:
             learning_rate: For this step.
 
         Returns:
-            The model's scalars, averaged over the rank's micro-batches, detached, still on the device.
+            The model's scalars, averaged over the rank's micro-batches, detached, still on the device. Their means over
+            the ranks are those of the step, however it is shared out.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.train()
+        masked_tokens = self._masked_tokens(batch)
         sums: dict[str, Tensor] = {}
         for number, micro in enumerate(_micro_batches(batch, self._sizes.micro)):
             stream = self._rank * self._sizes.accumulation + number
             torch.manual_seed(int(words(self._seed, step, stream, Purpose.DROPOUT, 1)[0]))
-            losses = self._engine(micro)
+            losses = self._engine(micro, masked_tokens)
             self._engine.backward(losses["loss"])
-            self._engine.step()
+            if self._stage == 0 and number + 1 == self._sizes.accumulation and not self._is_finite():
+                # DeepSpeed skips such a step at the other stages only. Nothing is left to do of its own but to count.
+                self._engine.zero_grad()
+                self._engine.skipped_steps += 1
+                self._engine.micro_steps += 1
+            else:
+                self._engine.step()
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return {name: value / self._sizes.accumulation for name, value in sums.items()}
+
+    def _masked_tokens(self, batch: Batch) -> Tensor:
+        """Return the masked tokens of the whole step, divided by its number of forward passes on all ranks.
+
+        DeepSpeed averages over ranks and micro-batches, which have different numbers of masked tokens: where each
+        divides its sum by this, the average is the mean over all masked tokens of the step. One number is exchanged,
+        on the device and before anything is computed. Nobody waits longer for it: the gradients' exchange would have
+        waited for the same slowest rank.
+        """
+        count = batch.token_is_masked_BL.sum(dtype=torch.float64)
+        if self._world > 1:
+            torch.distributed.all_reduce(count)
+        return (count.clamp(min=1) / (self._world * self._sizes.accumulation)).float()
+
+    def _is_finite(self) -> bool:
+        """Return whether the gradients' norm is, at stage 0 after the last backward pass of a step.
+
+        They have been averaged over the ranks by then: every rank finds the same.
+        """
+        gradients = [p.grad for _, p in self._named_parameters() if p.grad is not None]
+        return bool(nn.utils.get_total_norm(gradients).isfinite())
 
     # Checkpoints hold whole tensors under the parameters' names, so that any number of ranks and any ZeRO stage can
     # take them up.

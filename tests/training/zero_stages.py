@@ -23,7 +23,7 @@ class Odd(nn.Module):
         self.offset: Tensor
         self.register_buffer("offset", torch.zeros(16))
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, _masked_tokens: Tensor) -> dict[str, Tensor]:
         restored_BD = self.layers(batch.patch_noise_BN + self.token[0] + self.offset)
         return {"loss": ((restored_BD.float() - batch.patch_noise_BN) ** 2).mean()}
 
