@@ -97,8 +97,6 @@ def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(packed: Path, tmp
     assert result.returncode == 0, result.stderr
     assert f"continuing at step 8 of {STEPS}" in result.stderr
     for line, other in zip(moved.metrics(), one.metrics(), strict=True):
-        # A mean over masked tokens is taken on each rank, which have different numbers of them.
-        assert line.pop("report_loss_masked") == pytest.approx(other.pop("report_loss_masked"), rel=1e-2)
         assert line == pytest.approx(other, rel=1e-4)
 
 
