@@ -96,6 +96,7 @@ ON_RESUME: Mapping[str, OnResume] = {
     "optim.gradient_clip": OnResume("warned", "steps from here on are clipped otherwise: to save a run that diverges"),
     "engine.zero_stage": _SPEED,
     "engine.precision": OnResume("warned", "steps from here on are rounded otherwise, to 3 digits or to 7"),
+    "engine.communication": OnResume("warned", "gradients from here on are rounded otherwise, to 3 digits or to 7"),
     "engine.compile": _SPEED,
     "run.out": OnResume("may change", "a run's directory may be moved"),
     "run.init": _refused("read once, when the run began; now the weights are the checkpoint's"),
