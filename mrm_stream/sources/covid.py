@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.blank_reports import says_something
+from mrm_stream.sources.joins import Join
 from mrm_stream.sources.list_files import ListedImage, read_lists
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import claim, keys_from_paths, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.sources.tables import claim, find_table, keys_from_paths, read_rows
+from mrm_stream.storage import Place, names_in
 
 COLUMNS = ("patientid", "offset", "finding", "view", "modality", "folder", "filename", "clinical_notes")
 
@@ -52,19 +53,19 @@ def list_covid(root: Place) -> Iterator[Record]:
     Raises:
         SourceError: The table is missing or damaged, lacks a column, or lists an image twice or none.
     """
-    rows = _read_table(root)
-    absent = silent = 0
+    path, rows = _read_table(root)
+    files = _find_files(root, rows)
+    silent = 0
     for key, (image_path, row) in zip(keys_from_paths(list(rows)), rows.items(), strict=True):
-        if not (root / image_path).is_file():
-            absent += 1
-        elif row.notes is None:
+        if files.get(image_path) is None:
+            continue
+        if row.notes is None:
             silent += 1
         else:
             yield _record(key, image_path, row, labels=_labels(row.finding))
     if silent:
-        _logger.info("%s: %d radiographs without notes are left out", root / TABLE, silent)
-    if absent:
-        _logger.warning("%s: %d of the %d radiographs listed are not on the disk", root / TABLE, absent, len(rows))
+        _logger.info("%s: %d radiographs without notes are left out", path, silent)
+    files.check(path.name)
 
 
 def list_covid_by_files(root: Place, folder: Place) -> Iterator[Record]:
@@ -77,25 +78,22 @@ def list_covid_by_files(root: Place, folder: Place) -> Iterator[Record]:
     Raises:
         SourceError: The table or a list is missing or damaged; an image is listed twice; a list has another name.
     """
-    rows = _read_table(root)
+    path, rows = _read_table(root)
+    known = Join(rows, path, "images", enough=1)
     images = {f"{IMAGES}/{image.path}": image for image in read_lists(folder, values=1)}
     # Over both, so that a key is the same whichever lists are read, and as good as ever the one of `list_covid`.
-    unknown = [path for path in images if path not in rows]
-    paths = [*rows, *unknown]
+    paths = list({**rows, **images})
     keys = dict(zip(paths, keys_from_paths(paths), strict=True))
-    absent = 0
+    files = _find_files(root, images)
     for image_path, image in images.items():
         finding = _listed_finding(image, folder)
-        if not (root / image_path).is_file():
-            absent += 1
+        row = known.get(image_path) or _Row()
+        if files.get(image_path) is None:
             continue
-        row = rows.get(image_path, _Row())
         labels = {finding: image.values[0]}
         yield _record(keys[image_path], image_path, row, labels=labels, split=image.split, lists=image.lists)
-    if unknown:
-        _logger.warning("%s: %d of %d listed images are not in %s", folder, len(unknown), len(images), TABLE)
-    if absent:
-        _logger.warning("%s: %d of %d listed images are not on the disk", folder, absent, len(images))
+    known.check("the lists")
+    files.check("the lists")
 
 
 def _record(
@@ -120,9 +118,16 @@ def _record(
     )
 
 
-def _read_table(root: Place) -> dict[str, _Row]:
-    """Return path to row of each radiograph."""
-    path = root / TABLE
+def _find_files(root: Place, paths: Iterable[str]) -> Join[bool]:
+    """Return which files there are in the folders of these paths; one listing each."""
+    folders = dict.fromkeys(path.rpartition("/")[0] for path in paths)
+    found = {f"{folder}/{name}": True for folder in folders for name in sorted(names_in(root / folder))}
+    return Join(found, " and ".join(str(root / folder) for folder in folders), "images", enough=1)
+
+
+def _read_table(root: Place) -> tuple[Place, dict[str, _Row]]:
+    """Return the table's file, and path to row of each radiograph."""
+    path = find_table(root, TABLE)
     lines: dict[str, int] = {}
     rows = {}
     for line, (patient, offset, finding, view, modality, folder, filename, notes) in read_rows(path, COLUMNS):
@@ -138,7 +143,7 @@ def _read_table(root: Place) -> dict[str, _Row]:
             view="" if view == "?" else view,
             notes=notes if says_something(notes) else None,
         )
-    return rows
+    return path, rows
 
 
 def _listed_finding(image: ListedImage, folder: Place) -> str:

@@ -3,9 +3,10 @@
     root/NLMCXR_reports.tgz, or root/ecgen-radiology/1.xml
     root/NLMCXR_png/CXR1_1_IM-0001-3001.png                      (or root/images/..., or all images at the root)
 
-Where both forms of the reports are there, the archive is read, without unpacking it to the disk. Each XML file is one
-study of one person (`uId`) and names its images (`parentImage`); a record is one of those. Which view an image shows is
-not published, nor is there a split: views are unknown, and every record is of the training split.
+The archive is read without unpacking it to the disk; where both forms of the reports are there, they must be equal.
+Each XML file is one study of one person (`uId`) and names its images (`parentImage`); a record is one of those. Which
+view an image shows is not published, nor is there a split: views are unknown, and every record is of the training
+split.
 
 The report is composed of the sections as they stand in the file, a line each, headed as in MIMIC-CXR's reports
 (` FINDINGS: ...`). One whose findings and impression are absent or say nothing is no report: its records are listed
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -29,10 +30,10 @@ from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.blank_reports import says_something
 from mrm_stream.sources.openi_archive import read_archive
-from mrm_stream.sources.reading import read_report
+from mrm_stream.sources.reading import REPORT_LIMIT, read_report
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, read_whole
 
 ARCHIVE = "NLMCXR_reports.tgz"
 FOLDER = "ecgen-radiology"
@@ -154,6 +155,7 @@ def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of each XML file, in the order of their numbers, from the archive or from the folder."""
     if (root / ARCHIVE).is_file():
         files = read_archive(root / ARCHIVE, FOLDER)
+        _check_unpacked_copy(root, files)
         for name in sorted(files, key=_by_number):
             try:
                 yield name, files[name].decode("utf-8-sig")
@@ -166,13 +168,36 @@ def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
             where=root,
             remedy="Give the directory that holds the reports as root.",
         )
-    names = (place.name for place in (root / FOLDER).iterdir() if _XML_NAME.fullmatch(place.name))
-    for name in sorted(names, key=_by_number):
-        path = f"{FOLDER}/{name}"
+    for path in sorted(_unpacked(root), key=_by_number):
+        name = PurePosixPath(path).name
         try:
             yield path, read_report(root, Record(key=name, image_path="", report_path=path))
         except RecordError as error:
             raise SourceError(error.what, where=error.where, remedy="Fetch the reports again.") from error
+
+
+def _unpacked(root: Place) -> list[str]:
+    """Return the paths of the unpacked reports, below the root."""
+    return [f"{FOLDER}/{place.name}" for place in (root / FOLDER).iterdir() if _XML_NAME.fullmatch(place.name)]
+
+
+def _check_unpacked_copy(root: Place, files: Mapping[str, bytes]) -> None:
+    """Raise SourceError where the archive lies unpacked beside itself, and one of the two was edited since."""
+    if not (root / FOLDER).is_dir():
+        return
+    paths = _unpacked(root)
+    differing = set(paths) ^ files.keys() if paths else set()
+    for path in files.keys() & set(paths):
+        file = root / path
+        if not file.is_file() or read_whole(file, REPORT_LIMIT) != files[path]:  # a pipe would never end
+            differing.add(path)
+    if differing:
+        raise SourceError(
+            f"{len(differing):,} reports are not the same in {ARCHIVE} and in {FOLDER}, "
+            f"{min(differing, key=_by_number)} among them",
+            where=root,
+            remedy="Move the one away that is not to be read.",
+        )
 
 
 def _by_number(name: str) -> tuple[int, str]:

@@ -9,6 +9,7 @@ import zlib
 from io import BytesIO
 
 from mrm_stream.errors import SourceError
+from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
 from mrm_stream.sources.reading import REPORT_LIMIT
 from mrm_stream.storage import Place, read_whole
 
@@ -26,7 +27,7 @@ def read_archive(path: Place, folder: str) -> dict[str, bytes]:
     """Return the XML files of a folder in a tar archive, by their path in it; other members are passed over.
 
     Args:
-        path: Compressed with gzip.
+        path: Compressed with gzip, or not, whatever its name says.
         folder: Of the archive; files in folders below it are passed over.
 
     Raises:
@@ -69,6 +70,11 @@ def _unpack(path: Place) -> bytes:
     if len(packed) > PACKED_LIMIT:
         raise SourceError(f"the archive is larger than {PACKED_LIMIT:,} bytes", where=path, remedy="Unpack it there.")
     try:
+        if not packed.startswith(GZIP):  # a browser may have unpacked it, and kept its name
+            told = format_of(packed[:SNIFFED])
+            if told is not None:
+                raise SourceError(f"this is no archive: it is {told.name}", where=path, remedy=told.remedy)
+            return packed
         with gzip.GzipFile(fileobj=BytesIO(packed)) as file:
             unpacked = file.read(UNPACKED_LIMIT + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -21,8 +21,9 @@ from itertools import islice
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.joins import number_id, text_id
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import claim, keys_from_paths, quoted, read_rows
+from mrm_stream.sources.tables import claim, find_table, keys_from_paths, quoted, read_rows
 from mrm_stream.storage import Place
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -65,11 +66,13 @@ def list_padchest(root: Place) -> Iterator[Record]:
     shared: dict[str, str] = {}
     labels: dict[str, Mapping[str, int]] = {}
     excluded = 0
-    for line, (image, folder, study, patient, projection, report, cell) in read_rows(path, COLUMNS):
+    for line, (*ids, projection, report, cell) in read_rows(path, COLUMNS):
         if projection == "EXCLUDE":
             excluded += 1
             continue
         where = f"{path}, line {line}"
+        image, folder = text_id(ids[0]), number_id(ids[1], "ImageDir", path, line)
+        study, patient = (number_id(ids[i], COLUMNS[i], path, line) for i in (2, 3))
         if not (_IMAGE_ID.fullmatch(image) and _IMAGE_DIR.fullmatch(folder)):
             raise SourceError(
                 "ImageID or ImageDir is blank, or no plain name of a file or folder",
@@ -105,11 +108,8 @@ def list_padchest(root: Place) -> Iterator[Record]:
 
 
 def _find_table(root: Place) -> Place:
-    for name in (f"{TABLE}.gz", TABLE):
-        if (root / name).is_file():
-            return root / name
-    # Only now: the root may hold 160,000 images.
-    names = sorted(place.name for place in root.iterdir() if _TABLE_NAME.fullmatch(place.name))
+    # Compressed or not, a table is one, if the two are equal.
+    names = sorted({place.name.removesuffix(".gz") for place in root.iterdir() if _TABLE_NAME.fullmatch(place.name)})
     if not names:
         raise SourceError(
             f"there is neither {TABLE}.gz nor {TABLE}, nor another PADCHEST_*.csv",
@@ -122,7 +122,7 @@ def _find_table(root: Place) -> Place:
             where=root,
             remedy="Leave only the one to be packed at the root.",
         )
-    return root / names[0]
+    return find_table(root, names[0])
 
 
 def _has_folders(root: Place, folders: Iterable[str]) -> bool:

@@ -19,9 +19,10 @@ from dataclasses import replace
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
+from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.list_files import read_lists
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import quoted, read_rows
+from mrm_stream.sources.tables import find_table, quoted, read_rows
 from mrm_stream.storage import Place
 
 IMAGES = "dicom-images-train"
@@ -71,24 +72,22 @@ def list_siim_by_files(root: Place, lists: Place) -> Iterator[Record]:
     Raises:
         SourceError: As `list_siim`; a list is missing, damaged or of another form.
     """
-    records = _read_records(root)
-    absent = 0
+    records = Join(_read_records(root), f"{root / IMAGES} and {TABLE}", "images", enough=1)
     for listed in read_lists(lists, values=0, may_repeat=True):
         record = records.get(listed.path)
-        if record is None:
-            absent += 1
-            continue
-        yield replace(record, key=f"{record.key}-{listed.split}", split=listed.split, lists=listed.lists)
-    if absent:
-        _logger.warning("%s: %d of the images listed have no row in %s or no DICOM", lists, absent, TABLE)
+        if record is not None:
+            yield replace(record, key=f"{record.key}-{listed.split}", split=listed.split, lists=listed.lists)
+    records.check("the lists")
 
 
 def _read_records(root: Place) -> dict[str, Record]:
     """Return ImageId to its record, of the training split."""
-    path = root / TABLE
-    images = _find_images(root)
+    path = find_table(root, TABLE)
+    found_images = _find_images(root)
+    images = Join(found_images, root / IMAGES, "images", enough=1)
     runs: dict[str, list[Run]] = {}
-    for line, (image_id, cell) in read_rows(path, ("ImageId", "EncodedPixels")):
+    for line, (id_cell, cell) in read_rows(path, ("ImageId", "EncodedPixels")):
+        image_id = text_id(id_cell)
         if not _UID.fullmatch(image_id):
             raise SourceError(
                 "ImageId is not of the expected form",
@@ -98,8 +97,9 @@ def _read_records(root: Place) -> dict[str, Record]:
         runs.setdefault(image_id, []).extend(read_relative_runs(cell, f"{path}, line {line}"))
     records = {}
     for image_id, found in runs.items():
-        if image_id in images:
-            image_path, study = images[image_id]
+        image = images.get(image_id)
+        if image is not None:
+            image_path, study = image
             mask_runs = united_runs(found)
             records[image_id] = Record(
                 key=image_id.replace(".", "-"),
@@ -109,10 +109,10 @@ def _read_records(root: Place) -> dict[str, Record]:
                 mask_runs=mask_runs,
                 annotated_size=SIZE,
             )
-    if len(records) < len(runs):
-        _logger.warning("%s: %d of the %d images listed have no DICOM", path, len(runs) - len(records), len(runs))
-    if len(records) < len(images):
-        _logger.warning("%s: %d of the %d DICOMs have no row", path, len(images) - len(records), len(images))
+    images.check(path.name)
+    without_row = len(found_images) - len(records)
+    if without_row:
+        _logger.warning("%s: %d of the %d DICOMs have no row", path, without_row, len(found_images))
     return records
 
 

@@ -16,14 +16,16 @@ the majority did not see. The data set names no patients, so records have no sub
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Box, Record
+from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.rsna import read_coordinates
 from mrm_stream.sources.source import Source
-from mrm_stream.sources.tables import KEY_PATTERN, claim, quoted, read_rows
+from mrm_stream.sources.tables import KEY_PATTERN, claim, find_optional_table, find_table, quoted, read_rows
 from mrm_stream.storage import Place
 
 FINDINGS = (
@@ -70,6 +72,8 @@ _LABEL_VALUES = {"1": 1, "0": 0, "1.0": 1, "0.0": 0}
 _FINDING = re.compile(r"[A-Za-z][A-Za-z /()-]{0,79}")
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 
+_logger = logging.getLogger(__name__)
+
 
 def list_vindr(root: Place) -> Iterator[Record]:
     """Yield a record for each labelled image: the training split's, then the test's, in the order of their tables.
@@ -80,9 +84,11 @@ def list_vindr(root: Place) -> Iterator[Record]:
     """
     for split in ("train", "test"):
         has_readers = split == "train"
-        labels = _read_labels(root / "annotations" / f"image_labels_{split}.csv", has_readers)
-        boxes = _read_boxes(root / "annotations" / f"annotations_{split}.csv", labels)
-        sizes = _read_sizes(root / f"{split}_meta.csv", labels)
+        label_table = find_table(root / "annotations", f"image_labels_{split}.csv")
+        labels = _read_labels(label_table, has_readers)
+        known = Join(labels, label_table, "images")
+        boxes = _read_boxes(find_table(root / "annotations", f"annotations_{split}.csv"), known)
+        sizes = _read_sizes(find_optional_table(root, f"{split}_meta.csv"), labels)
         suffix = _find_suffix(root / split)
         for image_id, image_labels in labels.items():
             yield Record(
@@ -102,8 +108,8 @@ def _read_labels(path: Place, has_readers: bool) -> dict[str, dict[str, int]]:
     lines: dict[str, int] = {}
     votes: dict[str, list[int]] = {}
     readers: dict[str, int] = {}
-    for line, (image_id, *cells) in read_rows(path, columns):
-        _check_id(image_id, path, line)
+    for line, (id_cell, *cells) in read_rows(path, columns):
+        image_id = _image_id(id_cell, path, line)
         reader = cells.pop(0) if has_readers else ""
         claim(lines, f"{image_id}:{reader}" if has_readers else image_id, line, path)
         values = [_label_value(cell, finding, path, line) for cell, finding in zip(cells, FINDINGS, strict=True)]
@@ -127,19 +133,14 @@ def _spelling(path: Place, finding: str) -> str:
     return finding
 
 
-def _read_boxes(path: Place, labels: dict[str, dict[str, int]]) -> dict[str, list[Box]]:
+def _read_boxes(path: Place, labels: Join[dict[str, int]]) -> dict[str, list[Box]]:
     """Return image_id to its boxes; rows whose four cells are blank say that there is none."""
     boxes: dict[str, list[Box]] = {}
     # One string for each finding, however many boxes share it.
     shared: dict[str, str] = {}
-    for line, (image_id, finding, *cells) in read_rows(path, ("image_id", "class_name", *_CORNERS)):
-        _check_id(image_id, path, line)
-        if image_id not in labels:
-            raise SourceError(
-                f"image {image_id} has no labels",
-                where=f"{path}, line {line}",
-                remedy="Take all tables from the same release.",
-            )
+    for line, (id_cell, finding, *cells) in read_rows(path, ("image_id", "class_name", *_CORNERS)):
+        image_id = _image_id(id_cell, path, line)
+        labels.need(image_id, f"{path}, line {line}")
         if not _FINDING.fullmatch(finding):
             raise SourceError(
                 "class_name is not of the expected form",
@@ -149,6 +150,7 @@ def _read_boxes(path: Place, labels: dict[str, dict[str, int]]) -> dict[str, lis
         if any(cells):
             name = shared.setdefault(finding, finding)
             boxes.setdefault(image_id, []).append(_read_box(name, cells, path, line))
+    labels.check(path.name)
     return boxes
 
 
@@ -163,23 +165,22 @@ def _read_box(finding: str, cells: Sequence[str], path: Place, line: int) -> Box
     return Box(finding, left, top, right - left, bottom - top)
 
 
-def _read_sizes(path: Place, labels: dict[str, dict[str, int]]) -> dict[str, tuple[int, int]]:
+def _read_sizes(path: Place | None, labels: dict[str, dict[str, int]]) -> dict[str, tuple[int, int]]:
     """Return image_id to (height, width) of its DICOM; none where there is no such table."""
-    if not path.is_file():
+    if path is None:
         return {}
     lines: dict[str, int] = {}
     sizes = {}
-    for line, (image_id, *cells) in read_rows(path, ("image_id", "dim0", "dim1")):
+    for line, (id_cell, *cells) in read_rows(path, ("image_id", "dim0", "dim1")):
+        image_id = text_id(id_cell)
         claim(lines, image_id, line, path)
         height, width = read_coordinates(cells, ("dim0", "dim1"), path, line)
         if not (height.is_integer() and width.is_integer() and min(height, width) >= 1):
             raise SourceError("dim0 or dim1 is no size", where=f"{path}, line {line}", remedy="Expected pixels.")
         sizes[image_id] = (int(height), int(width))
-    absent = next((image_id for image_id in labels if image_id not in sizes), None)
-    if absent is not None:
-        raise SourceError(
-            f"image {absent} is not in the table of sizes", where=path, remedy="Complete the table, or remove it."
-        )
+    known = Join(sizes, path, "images")
+    for image_id in labels:
+        known.need(image_id, f"the labels of {path.name.partition('_')[0]}")
     return sizes
 
 
@@ -195,20 +196,24 @@ def _find_suffix(folder: Place) -> str:
         found = {place.suffix for place in folder.iterdir()}
     except (FileNotFoundError, NotADirectoryError):
         found = set()
-    for suffix in _SUFFIXES:
-        if suffix in found:
-            return suffix
+    present = [suffix for suffix in _SUFFIXES if suffix in found]
+    if len(present) > 1:
+        _logger.warning("%s: the %s files are read, and not the %s beside them", folder, *present[:2])
+    if present:
+        return present[0]
     raise SourceError("there are no images", where=folder, remedy=f"Expected <image_id>{', '.join(_SUFFIXES)}.")
 
 
-def _check_id(image_id: str, path: Place, line: int) -> None:
-    """The id becomes a part of a path, and the record's key."""
+def _image_id(cell: str, path: Place, line: int) -> str:
+    """Return the id, which becomes a part of a path, and the record's key; SourceError where it cannot."""
+    image_id = text_id(cell)
     if not KEY_PATTERN.fullmatch(image_id):
         raise SourceError(
             "image_id is not of the expected form",
             where=f"{path}, line {line}",
             remedy="Expected letters, digits, - and _.",
         )
+    return image_id
 
 
 SOURCE = Source(list_vindr, has_reports=False, conditions=VINDR_CONDITIONS)

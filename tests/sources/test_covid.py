@@ -62,7 +62,7 @@ def test_images_that_are_not_there_are_counted_and_left_out(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         records = list_records("covid", _write(tmp_path, ROWS, "a.jpg"))
     assert [record.image_path for record in records] == ["images/b.b.png", "images/c.jpg"]
-    assert "1 of the 3 radiographs listed are not on the disk" in caplog.text
+    assert "images: it has 2 of the 3 images of metadata.csv" in caplog.text
 
 
 def test_keys_do_not_depend_on_which_images_are_there(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_listed_images_without_a_row_or_a_file_are_counted(tmp_path: Path, caplo
     assert unknown == Record(
         key="renamed", image_path="images/renamed.jpg", labels={"COVID-19": 0}, lists=("iscovid_train",)
     )
-    assert "2 of 4 listed images are not in metadata.csv" in caplog.text
-    assert "2 of 4 listed images are not on the disk" in caplog.text
+    assert "metadata.csv: it has 2 of the 4 images of the lists" in caplog.text
+    assert "images: it has 2 of the 4 images of the lists" in caplog.text
 
 
 def test_bad_lists_are_refused(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_real_lists(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert Counter(record.split for record in records) == {"train": 324, "validate": 46, "test": 91}
     assert sum(record.labels["COVID-19"] for record in records) == 333
     assert sum(not record.subject for record in records) == 40
-    assert "40 of 461 listed images are not in metadata.csv" in caplog.text
+    assert "metadata.csv: it has 421 of the 461 images of the lists" in caplog.text
     for number in (1, 2, 3):
         records = list_records("covid", root, root / "splits" / f"viral{number}")
         assert len(records) == 394

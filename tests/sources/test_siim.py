@@ -134,7 +134,7 @@ def test_images_without_a_row_and_rows_without_an_image_are_counted(
     with caplog.at_level(logging.WARNING):
         (record,) = list_records("siim", _write(_place(tmp_path, A, B, C), [(A, "-1"), (D, "1 1")]))
     assert record.key == A.replace(".", "-")
-    assert "1 of the 2 images listed have no DICOM" in caplog.text
+    assert "dicom-images-train: it has 1 of the 2 images of train-rle.csv" in caplog.text
     assert "2 of the 3 DICOMs have no row" in caplog.text
 
 
@@ -164,7 +164,7 @@ def test_an_image_of_two_published_lists_is_in_both_splits(tmp_path: Path, caplo
     assert by_key[f"{keys[A]}-test"].mask_runs == by_key[f"{keys[A]}-train"].mask_runs == "2 2"
     assert {"train_1", "train_10"} <= set(by_key[f"{keys[A]}-train"].lists)
     assert not {"train_1", "train_10"} & set(by_key[f"{keys[A]}-test"].lists)
-    assert "1 of the images listed have no row in train-rle.csv or no DICOM" in caplog.text
+    assert "dicom-images-train and train-rle.csv: it has 4 of the 5 images of the lists" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,10 @@ def test_the_original_is_taken_where_there_are_both(tmp_path: Path) -> None:
         ([A, "R8", "Edema", "1", "2", "inf", "4"], "x_max of a box is no number"),
         ([A, "R8", "Edema", "5", "2", "3", "4"], "ends before it begins"),
         ([A, "R8", "The lungs are clear.", "1", "2", "3", "4"], "class_name is not of the expected form"),
-        ([C, "R8", "Edema", "1", "2", "3", "4"], f"image {C} has no labels"),
+        (
+            [C, "R8", "Edema", "1", "2", "3", "4"],
+            rf"'{C}' is not among the images of .*image_labels_train\.csv, '{A}'",
+        ),
         (["../x", "R8", "Edema", "1", "2", "3", "4"], "image_id is not of the expected form"),
     ],
 )
