@@ -77,3 +77,26 @@ def bench_data(out: Path, count: int, rounds: int, mosaicml: Path | None, trace:
         result = bench_data(out, options=options, mosaicml=mosaicml, trace=trace, progress=advance)
     click.echo(data_table(result, terminal=sys.stdout.isatty()))
     click.echo(", ".join(str(path) for path in (out / RESULT, out / PLOT, trace) if path is not None))
+
+
+@bench.command("gpu")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for gpu.json, logs and passing files.")
+@click.option("--tiny", is_flag=True, help="The same code at tiny sizes, which a CPU manages.")
+@click.option("--only", multiple=True, metavar="PART", help="Run this part alone; may be given several times.")
+def bench_gpu(out: Path, tiny: bool, only: tuple[str, ...]) -> None:
+    """Check and time everything on one GPU, in under 9 minutes; exit status 1 if a check fails.
+
+    \b
+    mrm-stream bench gpu --out bench/gpu
+    """
+    from mrm_stream.bench.gpu import PARTS, RESULT, bench_gpu, has_failed, summary
+
+    start()
+    names = [part.name for part in PARTS]
+    for name in only:
+        if name not in names:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(names)}", param_hint="--only")
+    result = bench_gpu(out, tiny=tiny, only=only, progress=click.echo)
+    click.echo(f"{summary(result)}; {out / RESULT}")
+    if has_failed(result):
+        raise SystemExit(1)

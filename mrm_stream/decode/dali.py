@@ -30,13 +30,16 @@ class DaliDecoder:
         size: Side of the output in pixels.
         threads: CPU threads of the pipeline.
         device: cpu, or the GPU that decodes.
+        engine_load: Share of a batch that a GPU's JPEG engine decodes, where it has one, beside its other cores. What
+            is best depends on the GPU and on `threads`; this is DALI's own default, and not measured yet.
 
     Raises:
         ConfigError: DALI is not installed.
     """
 
-    def __init__(self, *, size: int, threads: int, device: torch.device) -> None:
+    def __init__(self, *, size: int, threads: int, device: torch.device, engine_load: float = 0.65) -> None:
         self._dali = _import_dali()
+        self._engine_load = engine_load
         self._size = size
         self._threads = threads
         self._device = device
@@ -126,6 +129,7 @@ class DaliDecoder:
                 axis_names="HW",
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.GRAY,
+                hw_decoder_load=self._engine_load,
                 # The other backend, as most, takes no notice of EXIF.
                 adjust_orientation=False,
                 # Ties no thread to a core: the ranks of a machine share its cores.
