@@ -97,7 +97,7 @@ def shard(
     from mrm_stream.packing.estimate import estimate
     from mrm_stream.packing.options import PackOptions
     from mrm_stream.packing.pack import Progress, pack
-    from mrm_stream.packing.plan import SetPlan, plan_set
+    from mrm_stream.packing.plan import SetPlan, check_choices, plan_set
     from mrm_stream.packing.sections import check_sections
     from mrm_stream.progress import progress
     from mrm_stream.sources.registry import find_source
@@ -115,11 +115,14 @@ def shard(
     options = PackOptions(sections=check_sections(sections) if sections is not None else (), **choices)
     workers = chosen_workers(processes, scheduler)
     if dry_run:
-        guess = estimate(plan_set(source, root, options, lists), tokenizer)
+        plan = plan_set(source, root, options, lists)
+        check_choices(plan, tokenizer=tokenizer, vocabulary=vocabulary)
+        guess = estimate(plan, tokenizer)
         tell_estimate(guess, None if scheduler is not None else workers.processes)
         return
 
-    def tell_conditions(plan: SetPlan) -> None:
+    def listed(plan: SetPlan) -> None:
+        check_choices(plan, tokenizer=tokenizer, vocabulary=vocabulary)
         if conditions and not names_in(out):
             click.echo(f"Conditions of use: {conditions}")
 
@@ -144,7 +147,7 @@ def shard(
             tokenizer=tokenizer,
             max_bad=max_bad,
             workers=workers,
-            planned=tell_conditions,
+            planned=listed,
             progress=show,
         )
     tell_manifest(manifest, out)

@@ -22,7 +22,7 @@ from mrm_stream.packing.manifest import (
     write_manifest,
 )
 from mrm_stream.packing.options import PackOptions
-from mrm_stream.packing.plan import SetPlan, libraries, plan_set
+from mrm_stream.packing.plan import SetPlan, check_choices, libraries, plan_set
 from mrm_stream.packing.reports_files import publish_files
 from mrm_stream.packing.shard import ShardEntry, canonical_json
 from mrm_stream.packing.tokenizer import load_tokenizer
@@ -87,6 +87,7 @@ def pack(
         The manifest, which then stands in `out`.
 
     Raises:
+        ConfigError: A choice would change nothing in this data set; see `check_choices`.
         SourceError: The data set is not laid out as its source expects, or too many of its records are bad.
         StorageError: `out` cannot be written to.
         ClusterError: A worker was killed.
@@ -97,6 +98,7 @@ def pack(
         raise ConfigError("is a share: 0 to 1", where="max_bad")
     check_vacant(out)
     plan = plan_set(source, root, options or PackOptions(), lists)
+    check_choices(plan, tokenizer=tokenizer)
     if planned is not None:
         planned(plan)
     given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mrm_stream.errors import SourceError
+from mrm_stream.errors import ConfigError, SourceError
 from mrm_stream.packing.labels import apply_policy
 from mrm_stream.packing.manifest import VERSION
 from mrm_stream.packing.options import PackOptions
@@ -22,6 +22,7 @@ from mrm_stream.sources.registry import find_source, list_records
 from mrm_stream.storage import Place
 
 _FRONTAL = {"AP", "PA", "FRONTAL"}
+_NO_DICOM = (".jpg", ".jpeg", ".png")
 # Libraries whose next release may make other bytes: an interrupted job is not finished with another one.
 _LIBRARIES = ("numpy", "pillow", "pydicom", "python-gdcm", "simplejpeg", "tokenizers", "zstandard")
 
@@ -48,6 +49,8 @@ class SetPlan:
     has_reports: bool
     has_masks: bool
     shards: tuple[ShardPlan, ...]
+    has_uncertain_labels: bool = True
+    """Before they were treated by `options.uncertain`; True where that keeps them, as then nobody asks."""
 
     @property
     def records(self) -> int:
@@ -91,7 +94,10 @@ def plan_set(source: str, root: Place, options: PackOptions, lists: Place | None
     if options.uncertain != "keep":
         # Records of one study share their labels, before and after.
         treated = {id(record.labels): apply_policy(record.labels, options.uncertain) for record in records}
+        is_uncertain = any(-1 in record.labels.values() for record in records)
         records = [replace(record, labels=treated[id(record.labels)]) for record in records]
+    else:
+        is_uncertain = True
     return SetPlan(
         source=source,
         root=root,
@@ -101,6 +107,40 @@ def plan_set(source: str, root: Place, options: PackOptions, lists: Place | None
         has_reports=kind.has_reports and lists is None,
         has_masks=kind.has_masks,
         shards=tuple(plan_shards(records, options)),
+        has_uncertain_labels=is_uncertain,
+    )
+
+
+def check_choices(plan: SetPlan, *, tokenizer: Place | None = None, vocabulary: int | None = None) -> None:
+    """Refuse what was chosen for a set that it changes nothing in: who asks for it believes the set to be another.
+
+    Args:
+        plan: Of the set, with its options.
+        tokenizer: That was given.
+        vocabulary: That was asked for in so many words, and not by default.
+
+    Raises:
+        ConfigError: Sections, tokenizer or vocabulary of a set without reports; a policy for uncertain labels where
+            there are none; a rendering of DICOMs where every image is a JPEG or PNG by its name.
+    """
+    of_reports = {"sections": plan.options.sections, "tokenizer": tokenizer, "vocabulary": vocabulary}
+    unused = [name for name, value in of_reports.items() if value]
+    if unused and not plan.has_reports:
+        why = "packed by list files" if plan.by_lists else f"of {plan.source}"
+        _refuse(unused, f"a set {why} has no reports")
+    if not plan.has_uncertain_labels:
+        _refuse(["uncertain"], "no label of this set is uncertain (-1)")
+    if plan.options.rendering != "window":
+        images = (record.image_path for shard in plan.shards for record in shard.records)
+        if all(path.lower().endswith(_NO_DICOM) for path in images):
+            _refuse(["rendering"], "no image of this set is a DICOM")
+
+
+def _refuse(names: Sequence[str], why: str) -> None:
+    raise ConfigError(
+        f"would change nothing: {why}",
+        where=", ".join(f"--{name}" for name in names),
+        remedy="Leave it out, or check that this is the data set that you mean.",
     )
 
 

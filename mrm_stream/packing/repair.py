@@ -60,13 +60,16 @@ def repair(
         The faults found, and those that are left, with the reason: one that cannot be mended keeps none from it.
 
     Raises:
-        ShardError: The manifest is damaged, or another process repairs this set.
+        ShardError: The manifest is damaged, another process repairs this set, or list files are missing or given
+            against what it was packed by.
         SourceError: The source is not laid out as it should be.
     """
     workers = workers or Workers()
     manifest = read_manifest(directory)
     if manifest.by_lists and lists is None:
         raise ShardError("was packed by list files", where=directory, remedy="Give their folder with --lists.")
+    if lists is not None and not manifest.by_lists:
+        raise ShardError("was not packed by list files", where=directory, remedy="Leave --lists out.")
     if isinstance(directory, Path):
         directory = directory.resolve()  # workers may have another working directory
     with locked(directory / _LOCK, directory):
@@ -87,7 +90,7 @@ def _repair(
     faults = verify(directory, workers=workers)
     if not faults:
         return [], []
-    plan = plan_set(manifest.source, root, manifest.options, lists if manifest.by_lists else None)
+    plan = plan_set(manifest.source, root, manifest.options, lists)
     damaged = {fault.file for fault in faults}
     if QUARANTINE in damaged and not manifest.quarantined:
         publish_bytes(directory / QUARANTINE, b"")
