@@ -256,7 +256,13 @@ def upload(local: Path, to: Place) -> None:
         if passing != to.path:
             to.fs.mv(passing, to.path)
 
-    _writing(put, to)
+    try:
+        _writing(put, to)
+    except BaseException:
+        if passing != to.path:  # Nobody would ever look for it again: its name is of this call alone.
+            with suppress(Exception):
+                to.fs.rm_file(passing)
+        raise
 
 
 def create_exclusively(place: Place, content: bytes) -> bool:

@@ -57,8 +57,13 @@ def put(s3: FaultyS3, name: str, content: bytes) -> None:
 def test_paths_are_local_and_urls_are_not() -> None:
     assert place_of("shards/mimic") == Path("shards/mimic")
     assert place_of("file:///data/mimic") == Path("/data/mimic")
-    assert not is_remote(place_of("C:/data"))
     assert is_remote(place_of("memory://bucket/set"))
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/set", "C:/data"])
+def test_what_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(StorageError, match="neither a path nor a URL"):
+        place_of(text)
 
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/set", "gs://bucket/set"])
@@ -311,3 +316,21 @@ def test_storage_with_folders_serves_too_and_a_file_appears_there_whole(tmp_path
         _uses_of_a_place(folder, tmp_path / "local")
     assert "a.tar" not in seen[0]
     assert len(seen[0]) == 2
+
+
+def test_an_upload_leaves_nothing_beside_the_file_whether_it_succeeds_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "local").write_bytes(b"content")
+    place = RemotePlace(f"file://{tmp_path}/elsewhere/a.tar", use_listings_cache=False)
+    upload(tmp_path / "local", place)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["a.tar"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("not here")
+
+    other = RemotePlace(f"file://{tmp_path}/elsewhere/b.tar", use_listings_cache=False)
+    monkeypatch.setattr(other.fs, "mv", refuse)
+    with pytest.raises(StorageError, match="cannot be written"):
+        upload(tmp_path / "local", other)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["a.tar"]

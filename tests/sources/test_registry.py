@@ -71,6 +71,12 @@ def test_a_key_that_is_not_valid_is_refused(tmp_path: Path, listed: list[Record]
         list_records("made-up", tmp_path)
 
 
+def test_a_record_that_is_listed_twice_is_refused(tmp_path: Path, listed: list[Record]) -> None:
+    listed += [Record(key="a", image_path="a.jpg"), Record(key="a", image_path="a.jpg")]
+    with pytest.raises(SourceError, match=r"key appears twice: 'a' of 'a\.jpg' and of 'a\.jpg'"):
+        list_records("made-up", tmp_path)
+
+
 def test_a_key_that_appears_twice_is_refused_with_both_paths(tmp_path: Path, listed: list[Record]) -> None:
     listed += [Record(key="a", image_path="a.jpg"), Record(key="a", image_path="b/a.jpg")]
     with pytest.raises(SourceError, match=r"key appears twice: 'a' of 'a\.jpg' and of 'b/a\.jpg'"):

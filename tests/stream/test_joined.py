@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mrm_stream.config import DataConfig
 from mrm_stream.errors import CheckpointError, ShardError
 from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.opening import open_data
 from mrm_stream.stream.reader import ShardSet
 from tests.stream.conftest import MakeSet
 
@@ -41,6 +43,16 @@ def test_samples_come_in_their_shares_under_indexes_of_their_own(roots: tuple[Pa
     assert {index for _, index in seen} == set(range(12))
     assert all(sets.sample(index).key == key for key, index in seen[:50])
     assert "b/train-00000.tar: train-0" in sets.place(7)
+
+
+def test_the_first_set_has_a_share_of_one_whatever_the_others_have(roots: tuple[Path, Path]) -> None:
+    data = DataConfig(shards=str(roots[0]), mixture={str(roots[1]): 0.25})
+    sets = open_data(data)
+    assert isinstance(sets, JoinedSets)
+    with loader(sets) as batches:
+        seen = [index for _, batch in zip(range(512), batches, strict=False) for _, index in batch]
+    # 4,096 / 5, to within a sample of the block.
+    assert abs(sum(index >= 7 for index in seen) - 4096 / 5) <= 1
 
 
 def test_a_resumed_mixture_goes_on_and_another_is_refused(roots: tuple[Path, Path]) -> None:
