@@ -108,6 +108,16 @@ def test_a_rendering_is_refused_where_there_is_no_dicom(shard: Shard, name: str)
 
 
 @pytest.mark.parametrize("name", SOURCES)
+def test_bits_are_refused_where_there_is_no_png(shard: Shard, name: str) -> None:
+    first, second = records_of()
+    for image in ("b.png", "b.PNG", "b"):
+        assert BEGUN in shard(name, [first, replace(second, image_path=image)], "--bits", "12")
+    for image in ("b.jpg", "b.dcm", "b.dicom"):
+        said = shard(name, [first, replace(second, image_path=image)], "--bits", "12")
+        assert "--bits: would change nothing: no image of this set is a PNG" in said
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_frontal_views_are_chosen_in_every_source_or_there_are_none(shard: Shard, name: str) -> None:
     assert BEGUN in shard(name, records_of(), "--views", "frontal")
     said = shard(name, [replace(record, view="") for record in records_of()], "--views", "frontal")

@@ -23,6 +23,7 @@ from mrm_stream.storage import Place
 
 _FRONTAL = {"AP", "PA", "FRONTAL"}
 _NO_DICOM = (".jpg", ".jpeg", ".png")
+_NO_PNG = (".jpg", ".jpeg", ".dcm", ".dicom")
 # Libraries whose next release may make other bytes: an interrupted job is not finished with another one.
 _LIBRARIES = ("numpy", "pillow", "pydicom", "python-gdcm", "simplejpeg", "tokenizers", "zstandard")
 
@@ -121,7 +122,7 @@ def check_choices(plan: SetPlan, *, tokenizer: Place | None = None, vocabulary: 
 
     Raises:
         ConfigError: Sections, tokenizer or vocabulary of a set without reports; a policy for uncertain labels where
-            there are none; a rendering of DICOMs where every image is a JPEG or PNG by its name.
+            there are none; a rendering of DICOMs, or the bits of PNGs, where every image is another by its name.
     """
     of_reports = {"sections": plan.options.sections, "tokenizer": tokenizer, "vocabulary": vocabulary}
     unused = [name for name, value in of_reports.items() if value]
@@ -130,10 +131,14 @@ def check_choices(plan: SetPlan, *, tokenizer: Place | None = None, vocabulary: 
         _refuse(unused, f"a set {why} has no reports")
     if not plan.has_uncertain_labels:
         _refuse(["uncertain"], "no label of this set is uncertain (-1)")
-    if plan.options.rendering != "window":
-        images = (record.image_path for shard in plan.shards for record in shard.records)
-        if all(path.lower().endswith(_NO_DICOM) for path in images):
-            _refuse(["rendering"], "no image of this set is a DICOM")
+    if plan.options.rendering != "window" and _all_named(plan, _NO_DICOM):
+        _refuse(["rendering"], "no image of this set is a DICOM")
+    if plan.options.bits is not None and _all_named(plan, _NO_PNG):
+        _refuse(["bits"], "no image of this set is a PNG")
+
+
+def _all_named(plan: SetPlan, suffixes: tuple[str, ...]) -> bool:
+    return all(record.image_path.lower().endswith(suffixes) for shard in plan.shards for record in shard.records)
 
 
 def _refuse(names: Sequence[str], why: str) -> None:
