@@ -19,6 +19,8 @@ from mrm_stream.storage import Place, read_pieces, upload
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""What `flock` fails with on a file system that knows no locks (Lustre without `-o flock`, NFS without lockd)."""
 TEMPORARY_SUFFIX = ".tmp"
 _STAGING_PREFIX = "mrm-stream-staging-"
 _STAGING_LOCK = "lock"
@@ -39,7 +41,7 @@ class HashingFile:
         """Append `data`; raise StorageError where the disk takes no more."""
         # No buffer of Python's: what it could not write it would try again when closed, and raise from there.
         remaining = memoryview(data)
-        with _naming(self._path):
+        with naming(self._path):
             while remaining:
                 remaining = remaining[os.write(self._descriptor, remaining) :]
         self._digest.update(data)
@@ -51,7 +53,7 @@ class HashingFile:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Turn what the operating system says against a write into an error that names `path`."""
     try:
         yield
@@ -98,7 +100,7 @@ def staging_folder() -> Iterator[Path]:
         StorageError: It cannot be made.
     """
     _sweep_once(os.getpid())
-    with _naming(Path(tempfile.gettempdir())):
+    with naming(Path(tempfile.gettempdir())):
         folder, lock = _locked_folder()
     try:
         yield folder
@@ -149,16 +151,16 @@ def _sweep_once(process: int) -> None:
 def _publishing_locally(path: Path, staging: Path) -> Iterator[HashingFile]:
     # Two writers of one file, on one machine or two, each have a temporary file of their own.
     temporary = staging / f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    with _naming(path):
+    with naming(path):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:
         try:
             yield HashingFile(descriptor, path)
-            with _naming(path):
+            with naming(path):
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        with _naming(path):
+        with naming(path):
             temporary.rename(path)
             sync_folder(path.parent)
     except BaseException:
@@ -212,7 +214,7 @@ def make_private_folder(path: Place) -> list[Path]:
     """
     if not isinstance(path, Path):
         return []
-    with _naming(path):
+    with naming(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
             folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
@@ -224,7 +226,7 @@ def make_private_folder(path: Place) -> list[Path]:
 
 def check_folder(path: Path) -> None:
     """Raise what `make_private_folder` would of a folder that cannot be made or written to, and make nothing."""
-    with _naming(path):
+    with naming(path):
         existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

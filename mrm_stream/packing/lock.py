@@ -9,7 +9,6 @@ lockd) is packed onto without one, with a warning: two jobs there may end in eac
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mrm_stream.errors import ShardError, StorageError
+from mrm_stream.publish import NO_LOCKS_HERE
 from mrm_stream.storage import Place, create_exclusively, overwrite, read_whole, remove
 
 RENEWED_S = 15.0
 """Seconds from one renewal of a lease to the next."""
 _LEASE_LIMIT = 1 << 10
-_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def _lock_file(file: BinaryIO, lock: Path, directory: Place) -> None:
     except BlockingIOError as error:
         raise _in_use(directory) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
+        if error.errno not in NO_LOCKS_HERE:
             raise StorageError(
                 f"cannot be locked: {error.strerror}", where=lock, remedy="Choose a directory on another disk."
             ) from error

@@ -29,7 +29,7 @@ from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.batches import BatchMaker
 from mrm_stream.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, save_checkpoint
 from mrm_stream.training.engine import Engine, batch_sizes
-from mrm_stream.training.flow import Flow
+from mrm_stream.training.flow import Flow, flow_of_all
 from mrm_stream.training.launched import bound_to_launcher
 from mrm_stream.training.metrics import MetricsLog, Window
 from mrm_stream.training.ranks import Ranks
@@ -154,14 +154,14 @@ class Pretraining:
             max_bad_samples=config.data.max_bad_samples,
         )
         self.window = Window()
-        self._flow = Flow(self.batches, self.shards)
+        self._flow = Flow(self.loader, self.batches, self.shards)
         self.step, self.rate = 0, 0.0
         if checkpoint is not None:
             self._take_up(checkpoint)
+        self.metrics: MetricsLog | None = None  # On the first rank alone.
         self.ranks.first(lambda: self._begin(seen))
-        self.metrics = MetricsLog(self.out, resumed_at=self.step) if runtime.is_first else None
         # What the clock has seen: a stretch that an earlier process began is only in part this one's work.
-        self._clock, self._waited, self._clocked = time.perf_counter(), 0.0, self.step
+        self._clock, self._clocked = time.perf_counter(), self.step
 
     @property
     def epoch(self) -> float:
@@ -182,32 +182,26 @@ class Pretraining:
             TrainingError: The loss is no longer a finite number, or too many samples or steps had to be left out.
         """
         assert self.step > self._clocked, "nothing was trained since the last report"
-        now, waited = time.perf_counter(), self.loader.seconds_waited
+        now = time.perf_counter()
         losses = self.window.finite_means(self.step)
         self.window.clear()
         elapsed = now - self._clock
         samples_per_s = (self.step - self._clocked) * self.config.optim.batch_size / elapsed
         bad = len({index for found in self.ranks.gather(self.loader.bad_samples) for index in found})
-        flows = self.ranks.gather(self._flow.since_last())
-        total = {name: sum(flow[name] for flow in flows) for name in flows[0]}
+        flow = flow_of_all(self.ranks.gather(self._flow.since_last()), elapsed)
         values = {
             "epoch": self.epoch,
             **losses,
             "learning_rate": self.rate,
             "samples_per_s": samples_per_s,
-            "waiting_share": (waited - self._waited) / elapsed,
-            # Of one rank's time in the loader's thread; beside the step, as long as it is below 1.
-            "decoding_share": total["seconds_decoding"] / len(flows) / elapsed,
-            "mb_per_s": total["bytes_decoded"] / 1e6 / elapsed,
-            **{name: total[name] for name in total if name.startswith("cache_")},
+            **flow,
             "bad_samples": bad,
             "skipped_steps": self.engine.skipped_steps,
         }
-        self._clock, self._waited, self._clocked = now, waited, self.step
+        self._clock, self._clocked = now, self.step
         self._check_budgets(bad)
-        if self.metrics is None:
-            return
-        self.metrics.write(self.step, values)
+        # A disk that is full ends all ranks, not the first alone.
+        self.ranks.first(lambda: self.metrics.write(self.step, values) if self.metrics is not None else None)
         left = timedelta(seconds=round((self.steps - self.step) * self.config.optim.batch_size / samples_per_s))
         parts = ", ".join(f"{shown} {losses[name]:.3f}" for name, shown in _SHOWN.items() if name in losses)
         log.info(
@@ -276,6 +270,7 @@ class Pretraining:
 
     def _begin(self, seen: Sequence[Path]) -> None:
         self._lock = prepare_run(self.out, self.config, seen)
+        self.metrics = MetricsLog(self.out, resumed_at=self.step)
 
     def _check_budgets(self, bad: int) -> None:
         if bad > self.config.data.max_bad_samples:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrm_stream.errors import CheckpointError, TrainingError
-from mrm_stream.publish import FILE_MODE, make_private_folder, publish_bytes
+from mrm_stream.publish import FILE_MODE, make_private_folder, naming, publish_bytes
 from mrm_stream.strict import parse_json
 
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class Window:
@@ -96,29 +102,69 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard's files below a run's directory."""
+    """`metrics.jsonl` and TensorBoard's files below a run's directory.
+
+    TensorBoard's own writer has a thread, which a full disk ends, and whoever closes the writer may then wait for it
+    for ever. Here both files are written at once, so that an error is raised where it can be told to all ranks.
+    """
 
     def __init__(self, directory: Path, *, resumed_at: int) -> None:
-        """Open both; what a killed run logged after the step it goes on from, 0 included, is dropped."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Open both; what a killed run logged after the step it goes on from, 0 included, is dropped.
 
+        Raises:
+            StorageError: They cannot be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        self._event, self._summary = Event, Summary
         path = directory / METRICS
         kept = [line for line in read_metrics(directory) if line["step"] <= resumed_at]
         publish_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", buffering=1)
         board = directory / "tensorboard"
         make_private_folder(board)
-        self._board = SummaryWriter(str(board), purge_step=resumed_at + 1)
-        for written in board.iterdir():
-            written.chmod(FILE_MODE)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._lines, points = _Appended(path), _Appended(board / name)
+        self._files = self._lines, points
+        self._board = RecordWriter(points)
+        purge = {"wall_time": time.time(), "step": resumed_at + 1}
+        self._board.write(Event(**purge, file_version="brain.Event:2").SerializeToString())
+        self._board.write(Event(**purge, session_log=SessionLog(status=SessionLog.START)).SerializeToString())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one line and its points."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Add one line and its points.
+
+        Raises:
+            StorageError: The disk is full, or fails.
+        """
+        self._lines.write((json.dumps({"step": step, **values}) + "\n").encode())
+        points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=points))
+        self._board.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Write out what TensorBoard holds back."""
-        self._file.close()
-        self._board.close()
+        """Close both."""
+        for file in self._files:
+            file.close()
+
+
+class _Appended:
+    """A file that grows, with no buffer whose rest would fail again when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with naming(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
+
+    def write(self, data: bytes) -> None:
+        remaining = memoryview(data)
+        with naming(self._path):
+            while remaining:
+                remaining = remaining[os.write(self._descriptor, remaining) :]
+
+    def close(self) -> None:
+        try:
+            os.close(self._descriptor)
+        except OSError as error:  # Over a network, what was written may be refused as late as this; the run is over.
+            log.warning("%s: may lack its last lines: %s", self._path, error.strerror)

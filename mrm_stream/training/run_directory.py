@@ -22,7 +22,7 @@ from mrm_stream.config_file import dump_config, load_config, with_absolute_place
 from mrm_stream.config_resume import changes
 from mrm_stream.errors import CheckpointError, ConfigError
 from mrm_stream.packing.journal import set_around
-from mrm_stream.publish import FILE_MODE, check_folder, make_private_folder, publish_bytes
+from mrm_stream.publish import FILE_MODE, NO_LOCKS_HERE, check_folder, make_private_folder, publish_bytes
 from mrm_stream.storage import place_of
 from mrm_stream.stream.opening import fingerprint_of
 from mrm_stream.training.checkpoint import checkpoints_in, read_state
@@ -112,8 +112,15 @@ def _locked(out: Path) -> IO[bytes]:
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
+        if error.errno in NO_LOCKS_HERE:
+            log.warning("%s: its file system has no locks; see that no other process trains there", out)
+            return lock
         lock.close()
+        if not isinstance(error, BlockingIOError):
+            raise ConfigError(
+                f"cannot be locked: {error.strerror}", where=out, remedy="Choose a run.out on another disk."
+            ) from error
         raise ConfigError(
             "another process is training in this directory", where=out, remedy="Wait for it, or choose another run.out."
         ) from error

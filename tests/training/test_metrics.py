@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from mrm_stream.errors import StorageError
 from mrm_stream.training.metrics import MetricsLog, read_metrics
 
 
@@ -27,3 +31,24 @@ def test_only_the_owner_can_look_into_it(tmp_path: Path) -> None:
     written = list(tmp_path.rglob("*"))
     assert any("tfevents" in path.name for path in written)
     assert all(path.stat().st_mode & 0o077 == 0 for path in written)
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_one_error_and_nothing_waits_for_what_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    log = MetricsLog(tmp_path, resumed_at=0)
+    log.write(1, {"loss": 1.0})
+    write, descriptor = os.write, {file._path: file._descriptor for file in log._files}
+    (filled,) = (number for path, number in descriptor.items() if full in str(path))
+
+    def refuse(number: int, data: bytes) -> int:
+        if number == filled:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(number, data)
+
+    monkeypatch.setattr(os, "write", refuse)
+    for step in range(2, 30):  # More than TensorBoard's own writer would queue.
+        with pytest.raises(StorageError, match=rf"{full}.*: cannot be written: No space left on device"):
+            log.write(step, {"loss": 1.0})
+    log.close()

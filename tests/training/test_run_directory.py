@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -157,3 +160,24 @@ def test_real_runs_go_on_and_what_is_refused_changes_nothing(sets: Path, tmp_pat
         "another set first: refused, unchanged",
         "absent initial weights: refused, unchanged",
     ]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_trained_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    prepare_run(tmp_path, config(), []).close()
+    assert "has no locks; see that no other process trains there" in caplog.text
+
+
+def test_a_lock_that_fails_otherwise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match="cannot be locked: Input/output error"):
+        prepare_run(tmp_path, config(), [])
