@@ -13,7 +13,8 @@ demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo.sh demo
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal -m 'not campaign and not alone'
+	$(BIN)/pytest -m 'alone and not campaign'
 
 campaign: install
 	$(BIN)/pytest -m campaign

@@ -47,6 +47,7 @@ def shards(tree: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.alone
 def test_help_is_instant(command: str) -> None:
     def seconds() -> float:
         start = time.perf_counter()

@@ -28,6 +28,8 @@ from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.storage import Place, place_of
 from tests.packing.faulty_s3 import running
 
+pytestmark = pytest.mark.alone
+
 OPTIONS = PackOptions(samples_per_shard=4, short_side=48, vocabulary=200)
 
 

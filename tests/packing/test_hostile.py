@@ -71,7 +71,10 @@ SECONDS = 30.0
 BYTES = 1 << 30
 
 Outcome = dict[str, Any]
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc"),
+]
 
 
 def pack_all(sources: list[tuple[str, Path, Path]], prelude: str = "") -> list[Outcome]:

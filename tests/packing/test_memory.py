@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
+pytestmark = pytest.mark.alone
+
 MIMIC_IMAGES, MIMIC_STUDIES, MIMIC_SUBJECTS = 377_110, 227_827, 65_379
 
 # Argument: root, out. Prints (records done, resident bytes) at each shard.

@@ -23,6 +23,8 @@ from mrm_stream.stream.cache import ShardCache
 from tests.packing.faulty_s3 import Faults, FaultyS3, running
 from tests.stream.cached import LARGE, SHARDS, error_of, make_source
 
+pytestmark = pytest.mark.alone
+
 # Reads epoch after epoch as a run would, and looks at each sample.
 # Arguments: directory, folder, limit in bytes, epochs, seconds that each KB of a local file takes.
 READER = """

@@ -32,7 +32,10 @@ ROOM = 4 * 110_000
 """Bytes of four of the six shards: more than batches of 8 from windows of one shard announce, less than an epoch."""
 PROCESS = Path("/proc/self")
 
-pytestmark = pytest.mark.skipif(not (PROCESS / "fd").is_dir(), reason="no /proc: nothing can be counted")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not (PROCESS / "fd").is_dir(), reason="no /proc: nothing can be counted"),
+]
 
 
 def resident_bytes() -> int:

@@ -19,6 +19,8 @@ import pytest
 from mrm_stream.stream.order import Order, steps_of
 from tests.stream.one_rank import AT_STEP, SLOW_S, STALLED_AFTER_S
 
+pytestmark = pytest.mark.alone
+
 MakeSet = Callable[..., Path]
 SIZES = (7, 7, 7, 7)
 STEPS = steps_of(sum(SIZES), 2, 6)

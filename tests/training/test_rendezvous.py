@@ -24,6 +24,8 @@ from mrm_stream.training import rendezvous
 from mrm_stream.training.rendezvous import Meeting, meet
 from tests.training.runs import ENVIRONMENT, Run, free_port
 
+pytestmark = pytest.mark.alone
+
 CPU = torch.device("cpu")
 
 
