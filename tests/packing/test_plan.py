@@ -39,6 +39,7 @@ OTHER: dict[str, object] = {
     "split": "test",
     "labels": {"nodule": 1, "mass": -1},
     "boxes": (BOX._replace(left=1.5),),
+    "annotated_size": (512, 512),
     "mask_path": "masks/b.png",
     "mask_runs": "1 3",
     "lists": ("train_1",),
