@@ -155,7 +155,7 @@ class Pretraining:
         )
         self.window = Window()
         self._flow = Flow(self.loader, self.batches, self.shards)
-        self.step, self.rate = 0, 0.0
+        self.step, self.rate, self._skipped_before = 0, 0.0, 0
         if checkpoint is not None:
             self._take_up(checkpoint)
         self.metrics: MetricsLog | None = None  # On the first rank alone.
@@ -167,6 +167,11 @@ class Pretraining:
     def epoch(self) -> float:
         """Passes over the data set so far."""
         return self.step * self.config.optim.batch_size / len(self.shards)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped since the run began, in processes before this one too: a restart buys no new patience."""
+        return self._skipped_before + self.engine.skipped_steps
 
     def train_step(self) -> None:
         """Take the next batch and one optimizer step."""
@@ -196,7 +201,7 @@ class Pretraining:
             "samples_per_s": samples_per_s,
             **flow,
             "bad_samples": bad,
-            "skipped_steps": self.engine.skipped_steps,
+            "skipped_steps": self.skipped_steps,
         }
         self._clock, self._clocked = now, self.step
         self._check_budgets(bad)
@@ -230,6 +235,7 @@ class Pretraining:
             "step": self.step,
             "loader": {**loaders[0], "bad_samples": bad},
             "windows": windows,
+            "skipped_steps": self.skipped_steps,
             "vocabulary": self.shards.reports.vocabulary,
             "tokenizer_sha256": self.shards.reports.tokenizer_sha256,
         }
@@ -279,9 +285,9 @@ class Pretraining:
                 where=self.shards.directory,
                 remedy="Mend the set (`mrm-stream repair DIR --root SOURCE`), or raise data.max_bad_samples.",
             )
-        if self.engine.skipped_steps > MAX_SKIPPED_STEPS:
+        if self.skipped_steps > MAX_SKIPPED_STEPS:
             raise TrainingError(
-                f"{self.engine.skipped_steps} steps were left out, as their gradients were not finite",
+                f"{self.skipped_steps} steps were skipped, as their gradients were not finite",
                 where="training",
                 remedy="Resume the run with optim.gradient_clip=1, or begin another with a smaller optim.base_lr.",
             )
@@ -298,7 +304,7 @@ class Pretraining:
         self.engine.load_moments(checkpoint.moments())
         self.loader.load_state_dict(state["loader"])
         self.window.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)
-        self.step = state["step"]
+        self.step, self._skipped_before = state["step"], state["skipped_steps"]
         log.info("continuing at step %d of %d, from %s", self.step, self.steps, checkpoint.directory)
 
 

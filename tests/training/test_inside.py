@@ -32,7 +32,16 @@ STEPS_AN_EPOCH = 6
 """36 training samples / 6."""
 STEPS = 2 * STEPS_AN_EPOCH
 TINY = ("model.image_encoder={width: 32, depth: 1, heads: 2}", "model.image_decoder={width: 32, depth: 1, heads: 2}")
-LOGGED = {"step", "loss", "image_loss", "report_loss", "report_loss_masked", "learning_rate", "bad_samples"}
+LOGGED = {
+    "step",
+    "loss",
+    "image_loss",
+    "report_loss",
+    "report_loss_masked",
+    "learning_rate",
+    "bad_samples",
+    "skipped_steps",
+}
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +229,7 @@ STATE_CHANGES: dict[str, Callable[[Parts], object]] = {
     "format": lambda parts: parts["state"].update(format="other"),
     "version": lambda parts: parts["state"].update(version=99),
     "step": lambda parts: parts["state"].update(step=SAVED_AT + 1),
+    "skipped_steps": lambda parts: parts["state"].update(skipped_steps=3),
     "vocabulary": lambda parts: parts["state"].update(vocabulary=299),
     "tokenizer_sha256": lambda parts: parts["state"].update(tokenizer_sha256="0" * 64),
     "sha256": lambda parts: parts["state"]["sha256"].clear(),
