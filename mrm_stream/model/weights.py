@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
 import math
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mrm_stream.errors import CheckpointError, MrmStreamError
+from mrm_stream.model.checkpoint_file import fault_of, name_to_tell, read_checkpoint
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.publish import publish_bytes
 from mrm_stream.strict import parse_json
@@ -88,37 +86,6 @@ def load_reference(model: MaskedRecordModel, tensors: Mapping[str, Tensor], *, w
         *(_REPORT_DECODER if model.report_decoder is None else ()),
     )
     _load(model, {reference_name(name): name for name in model.state_dict()}, tensors, ignored=left_out, where=where)
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file: .safetensors, or a file of torch.save, of which nothing but tensors is unpickled.
-
-    Raises:
-        CheckpointError: The file is absent, damaged, or holds something else.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        # The reference code and MAE save their command line beside the weights; it is a plain bag of settings.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError("no such file", where=path) from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            "is damaged, or holds Python objects, which could run code when they are read",
-            where=path,
-            remedy="Convert it to safetensors where it comes from.",
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot be read: {type(error).__name__}", where=path, remedy="Fetch or write it again."
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError("holds no table of tensors, nor one named `model`", where=path)
-    return dict(content)
 
 
 def save_reference(model: MaskedRecordModel, path: Path) -> None:
@@ -233,11 +200,19 @@ def _load(
         remedy = "It is of another architecture; choose another file, or sizes of the model that fit this one."
         raise CheckpointError(f"holds {_listed(unknown)}, which the model has not", where=where, remedy=remedy)
     for name, own in names.items():
+        fault = fault_of(tensors[name])
+        if fault is not None:
+            raise CheckpointError(f"{name} {fault}", where=where, remedy="Save it as float32, dense.")
         if tensors[name].shape != state[own].shape:
             raise _misfit(name, tensors[name], state[own], where)
     with torch.no_grad():
+        new = {own: tensors[name].to(state[own].dtype) for name, own in names.items()}
         for name, own in names.items():
-            state[own].copy_(tensors[name])
+            if not bool(new[own].isfinite().all()):
+                remedy = "It was saved by a run that failed, or is damaged: choose an earlier one."
+                raise CheckpointError(f"{name} holds numbers that are not finite", where=where, remedy=remedy)
+        for own, value in new.items():
+            state[own].copy_(value)
 
 
 def _misfit(name: str, theirs: Tensor, ours: Tensor, where: str) -> CheckpointError:
@@ -253,4 +228,4 @@ def _misfit(name: str, theirs: Tensor, ours: Tensor, where: str) -> CheckpointEr
 def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    return ", ".join(ordered[:3]) + more
+    return ", ".join(map(name_to_tell, ordered[:3])) + more

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from mrm_stream.config import DataConfig, MethodConfig, ModelConfig
 from mrm_stream.errors import CheckpointError, MrmStreamError
+from mrm_stream.model.checkpoint_file import read_checkpoint
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.patches import sincos_positions
 from mrm_stream.model.weights import (
     export_encoder,
     initialise,
     load_reference,
-    read_checkpoint,
     save_reference,
     to_reference,
 )
