@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from mrm_stream.access import storage_error
 from mrm_stream.config import RECIPES, Config
 from mrm_stream.errors import ConfigError
 from mrm_stream.strict import DuplicateKeyError, parse_yaml
@@ -122,7 +123,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError("no such file", where=path) from None
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=path) from error
+        raise storage_error(error, path) from error
     except DuplicateKeyError as error:
         raise ConfigError(str(error), where=path, remedy="Put the settings of both into one, or remove one.") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from mrm_stream.access import reading, storage_error
 from mrm_stream.errors import StorageError
 
 if TYPE_CHECKING:
@@ -214,12 +215,43 @@ def names_in(folder: Place) -> set[str]:
 
     Raises:
         NotADirectoryError: It is a file.
-        StorageError: Remote storage fails for good, or does not let us look.
+        StorageError: It may not be listed, or the disk or remote storage fails for good.
     """
     try:
         return {entry.name for entry in folder.iterdir()}
     except FileNotFoundError:
         return set()
+    except NotADirectoryError:
+        raise
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
+def names_below(folder: Place) -> Iterator[str]:
+    """Yield the path, below a folder, of each file in it at any depth; links to folders are entered.
+
+    Raises:
+        StorageError: One of them may not be listed, links lead round in a circle, or storage fails for good.
+    """
+    if not isinstance(folder, Path):
+        yield from (place.relative_to(str(folder)).as_posix() for place in folder.rglob("*"))
+        return
+    yield from _names_below(folder, "", frozenset())
+
+
+def _names_below(top: Path, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    folder = top / below
+    with reading(folder):
+        own = folder.stat()
+        entries = [(f"{below}{entry.name}", entry.is_dir()) for entry in os.scandir(folder)]
+    identity = own.st_dev, own.st_ino
+    if identity in above:
+        raise StorageError("a link leads back to a folder that it lies in", where=folder, remedy="Remove the link.")
+    for name, is_folder in entries:
+        if is_folder:
+            yield from _names_below(top, f"{name}/", above | {identity})
+        else:
+            yield name
 
 
 def remove(place: Place) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.privileges import obeying_permissions
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,10 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("no real data: ../shared/data is absent")
     return path
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Permissions bind this thread, its children and what they execute, though the tests may run as root."""
+    with obeying_permissions():
+        yield

@@ -60,12 +60,13 @@ def check_output(path: Path) -> None:
         ConfigError: It would lie in a packed set, or in a checkpoint of a run.
         StorageError: Its folder cannot be made, or written to.
     """
+    from mrm_stream.access import is_file
     from mrm_stream.errors import ConfigError
     from mrm_stream.packing.journal import set_around
     from mrm_stream.publish import check_folder
 
     found = set_around(path)
-    if found is None and path.resolve().parent.name.startswith("step-") and (path.parent / "state.json").is_file():
+    if found is None and path.resolve().parent.name.startswith("step-") and is_file(path.parent / "state.json"):
         found = path.parent
     if found is not None:
         raise ConfigError("is, or lies in, a packed set or a checkpoint", where=path, remedy="Choose another path.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mrm_stream.access import is_file, is_there, storage_error
 from mrm_stream.errors import CheckpointError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,6 +41,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             where=path,
             remedy="Convert it to safetensors where it comes from.",
         ) from None
+    except PermissionError as error:
+        raise storage_error(error, path) from error
     except Exception as error:
         # Of a file that is none of theirs, the readers say KeyError, IndexError, struct.error, AssertionError, ...
         raise CheckpointError(
@@ -80,11 +82,9 @@ def name_to_tell(name: str) -> str:
 
 def _check_regular(path: Path) -> None:
     """A pipe would never end, nor /dev/zero."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise CheckpointError("no such file", where=path) from None
-    if not stat.S_ISREG(mode):
+    if not is_there(path):
+        raise CheckpointError("no such file", where=path)
+    if not is_file(path):
         raise CheckpointError("is not a regular file", where=path, remedy="Give the file of a checkpoint.")
 
 

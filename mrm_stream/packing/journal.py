@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrm_stream.access import is_there, matching
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.lock import locked
 from mrm_stream.packing.manifest import DICTIONARY, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
@@ -78,7 +79,7 @@ class Journal:
     def sweep(self) -> None:
         """Remove unfinished files; remote storage shows none."""
         if isinstance(self.folder, Path):
-            for path in self.folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            for path in matching(self.folder, f".*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
     """
     check_vacant(out)
     journal = Journal(out)
-    is_new = not out.exists()
+    is_new = not is_there(out)
     made = make_private_folder(out)
     if not is_new and isinstance(out, Path) and out.stat().st_mode & 0o077:
         # What is in it is closed to others; the folder's own mode is its owner's business.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.packing.images.checks import BITS
 from mrm_stream.packing.options import PackOptions
@@ -150,6 +151,7 @@ def read_manifest(directory: Place) -> Manifest:
     try:
         text = read_whole(path, _MAX_BYTES)
     except OSError as error:
+        refuse_barred(error, path)
         raise ShardError(
             f"no packed data set: the manifest cannot be read ({error.strerror or 'there is no such file'})",
             where=path,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.lock import locked
@@ -147,7 +148,8 @@ def _left_out(directory: Place, manifest: Manifest) -> frozenset[str] | None:
     """
     try:
         content = read_whole(directory / QUARANTINE, QUARANTINE_LIMIT)
-    except OSError:
+    except OSError as error:
+        refuse_barred(error, directory / QUARANTINE)
         return None
     if hashlib.sha256(content).hexdigest() != manifest.quarantine_sha256:
         return None

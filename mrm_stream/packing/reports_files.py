@@ -13,6 +13,7 @@ from functools import partial
 
 from tokenizers import Tokenizer
 
+from mrm_stream.access import is_there
 from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.packing.dictionary import TRAINING_BYTES, learn_dictionary
 from mrm_stream.packing.journal import Journal
@@ -131,7 +132,7 @@ def _recall_files(journal: Journal, plan: SetPlan) -> ReportsEntry | None:
     digests = {TOKENIZER: entry.tokenizer_sha256, DICTIONARY: entry.dictionary_sha256}
     for name, digest in digests.items():
         path = journal.out / name
-        if not path.exists() or sha256_of(path) != digest:
+        if not is_there(path) or sha256_of(path) != digest:
             return None
     for record, report in _training_reports(plan, unread):
         with suppress(RecordError):

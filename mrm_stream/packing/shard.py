@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
 from mrm_stream.publish import FILE_MODE, HashingFile, publishing, sha256_of
 from mrm_stream.storage import Place, read_whole, size_of
@@ -185,6 +186,7 @@ def read_index(path: Place, members: tuple[str, ...] = REPORT_MEMBERS) -> ShardI
         tar_bytes = size_of(tar)
         text = read_whole(index, _MAX_INDEX_BYTES)
     except OSError as error:
+        refuse_barred(error, index)
         what = error.strerror or "there is no such file"
         raise ShardError(f"cannot be read: {what}", where=error.filename or path, remedy=_REMEDY) from error
     try:
@@ -257,7 +259,8 @@ def verify_shard(folder: Place, entry: ShardEntry, members: tuple[str, ...] = RE
     for path, digest in ((index_path(tar), entry.index_sha256), (tar, entry.sha256)):
         try:
             found = sha256_of(path)
-        except OSError as error:  # a failing disk
+        except OSError as error:
+            refuse_barred(error, path)
             raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
         if found != digest:
             raise ShardError("the SHA-256 is not the manifest's", where=path, remedy=_REMEDY)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.config import DataConfig
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.images.boxes import box_from_json
@@ -292,6 +293,7 @@ def _read_local(tar: Path, starts: Sequence[int], ends: Sequence[int]) -> list[b
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             contents = [os.pread(file.fileno(), end - start, start) for start, end in zip(starts, ends, strict=True)]
     except OSError as error:
+        refuse_barred(error, tar)
         raise ShardError(f"cannot be read: {error.strerror}", where=tar, remedy=_REMEDY) from error
     if any(len(content) != end - start for content, start, end in zip(contents, starts, ends, strict=True)):
         raise ShardError("is cut short", where=tar, remedy=_REMEDY)

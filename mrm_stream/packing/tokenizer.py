@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import RecordError, ShardError, SourceError
 from mrm_stream.storage import Place, read_whole
 from mrm_stream.strict import DuplicateKeyError, parse_json
@@ -82,6 +83,7 @@ def load_tokenizer(path: Place) -> Tokenizer:
             raise ShardError(f"the tokenizer's file is over {FILE_LIMIT:,} bytes", where=path, remedy=remedy)
         parsed = parse_json(content)
     except OSError as error:
+        refuse_barred(error, path)
         raise ShardError(f"the tokenizer cannot be read ({error.strerror})", where=path, remedy=remedy) from error
     except DuplicateKeyError as error:
         # Which one is not told: it may be a word of a report.

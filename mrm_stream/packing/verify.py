@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.images.boxes import box_from_json, is_inside
@@ -123,6 +124,7 @@ def common_faults(directory: Place, manifest: Manifest) -> Iterator[Fault]:
             if sha256_of(directory / name) != digest:
                 yield Fault(name, "the SHA-256 is not the manifest's", remedy=remedies.get(name))
         except OSError as error:
+            refuse_barred(error, directory / name)
             what = f"cannot be read: {error.strerror or 'there is no such file'}"
             yield Fault(name, what, remedy=remedies.get(name))
 

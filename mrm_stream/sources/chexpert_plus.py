@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import number_id, text_id
@@ -51,7 +52,7 @@ def list_chexpert_plus(root: Place) -> Iterator[Record]:
             image's below the root, an id that is blank, or another split.
     """
     path = find_table(root, TABLE)
-    folder = "PNG/PNG" if (root / "PNG/PNG").is_dir() else "PNG"
+    folder = "PNG/PNG" if is_folder(root / "PNG/PNG") else "PNG"
     lines: dict[str, int] = {}
     rows = []
     # One string for each patient, study and report, however many images share it.

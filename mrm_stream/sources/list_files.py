@@ -12,10 +12,11 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import SourceError
 from mrm_stream.records import SPLITS
 from mrm_stream.sources.tables import claim, quoted
-from mrm_stream.storage import Place, read_whole
+from mrm_stream.storage import Place, names_in, read_whole
 
 LIST_LIMIT = 64 << 20
 """Bytes in one list; the longest published one, of 218,414 CheXpert images, has 16 MB."""
@@ -144,9 +145,10 @@ def read_list(file: Place, *, values: int | None) -> Iterator[tuple[int, str, tu
 def _find_lists(folder: Place) -> list[tuple[str, str, Place]]:
     """Return (name without .txt, split, file) of each list, in the order of splits, then of names."""
     try:
-        files = [file for file in folder.iterdir() if file.suffix == ".txt" and not file.name.startswith(".")]
-    except OSError as error:
-        raise SourceError(f"the folder cannot be read ({error})", where=folder) from error
+        names = names_in(folder)
+    except NotADirectoryError as error:
+        raise SourceError("is not a folder", where=folder, remedy="Give the folder of the list files.") from error
+    files = [folder / name for name in names if name.endswith(".txt") and not name.startswith(".")]
     if not files:
         raise SourceError(
             "there are no list files (*.txt)", where=folder, remedy="Give the folder that holds the lists themselves."
@@ -170,6 +172,7 @@ def _read_text(file: Place) -> str:
     except FileNotFoundError:
         raise SourceError("the list does not exist", where=file, remedy="Check the directory that you gave.") from None
     except OSError as error:
+        refuse_barred(error, file)
         raise SourceError(f"the list cannot be read ({error})", where=file) from error
     if len(content) > LIST_LIMIT:
         raise SourceError(f"the list is larger than {LIST_LIMIT:,} bytes", where=file, remedy="Check the file.")

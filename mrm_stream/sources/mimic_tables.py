@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from mrm_stream.errors import SourceError
+from mrm_stream.access import is_file
+from mrm_stream.errors import SourceError, StorageError
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.joins import Join, number_id, text_id
 from mrm_stream.sources.reading import members_of_zip
@@ -80,10 +81,11 @@ class Reports:
     def __init__(self, root: Place) -> None:
         self._root = root
         self._zip: Join[bool] | None = None
-        if (root / REPORTS_ZIP).is_file():
+        if is_file(root / REPORTS_ZIP):
             names = (name for name in members_of_zip(root, REPORTS_ZIP) if name.endswith(".txt"))
             self._zip = Join(dict.fromkeys(names, True), root / REPORTS_ZIP, "reports")
         self._found = False
+        self._denied: StorageError | None = None
         # One string for each report, however many images share it.
         self._paths: dict[str, str] = {}
 
@@ -99,7 +101,7 @@ class Reports:
         if path is None:
             path = f"{folder}.txt"
             if self._zip is not None:
-                if is_remote(self._root) and not self._paths and (self._root / path).is_file():
+                if is_remote(self._root) and not self._paths and is_file(self._root / path):
                     raise SourceError(
                         f"the reports are there twice: in {REPORTS_ZIP}, and unpacked, such as {path}",
                         where=self._root,
@@ -108,9 +110,17 @@ class Reports:
                 self._zip.get(path)
                 path = f"{REPORTS_ZIP}::{path}"
             elif not self._found and not (is_remote(self._root) and len(self._paths) >= _LOOKED_FOR):
-                self._found = (self._root / path).is_file()
+                self._look_for(self._root / path)
             self._paths[folder] = path
         return path
+
+    def _look_for(self, place: Place) -> None:
+        try:
+            self._found = is_file(place)
+        except StorageError as error:
+            if is_remote(self._root):  # asked again and again already
+                raise
+            self._denied = self._denied or error
 
     def check_found(self, of: str) -> None:
         """Say where reports come from, where none was found.
@@ -120,9 +130,12 @@ class Reports:
 
         Raises:
             SourceError: None of those that were asked for is there.
+            StorageError: None was found, and one of them at least may not be looked for.
         """
         if self._zip is not None:
             self._zip.check(of)
+        elif self._denied is not None and not self._found:
+            raise self._denied
         elif not self._found:
             raise SourceError(
                 "there are no reports under the root",

@@ -16,13 +16,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import Join, number_id, text_id
 from mrm_stream.sources.list_files import read_list, read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_optional_table, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, names_in
 
 NIH_CONDITIONS = (
     "ChestX-ray14 may be used freely if you link to its download site, cite Wang et al. (CVPR 2017) and acknowledge "
@@ -204,13 +205,13 @@ def _find_images(root: Place) -> Join[str]:
     paths: dict[str, str] = {}
     twice = {}
     folders = []
-    for name in sorted(entry.name for entry in root.iterdir()):
+    for name in sorted(names_in(root)):
         if _NAME.fullmatch(name):
             paths[name] = name
         elif _FOLDER.fullmatch(name):
-            folders.append(f"{name}/images" if (root / name / "images").is_dir() else name)
+            folders.append(f"{name}/images" if is_folder(root / name / "images") else name)
     for folder in folders:
-        for name in sorted(entry.name for entry in (root / folder).iterdir() if _NAME.fullmatch(entry.name)):
+        for name in sorted(name for name in names_in(root / folder) if _NAME.fullmatch(name)):
             if name in paths:
                 twice[name] = f"{folder}/{name}"
             else:

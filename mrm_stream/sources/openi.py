@@ -26,6 +26,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from mrm_stream.access import is_file, is_folder
 from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.blank_reports import says_something
@@ -33,7 +34,7 @@ from mrm_stream.sources.openi_archive import read_archive
 from mrm_stream.sources.reading import REPORT_LIMIT, read_report
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN
-from mrm_stream.storage import Place, read_whole
+from mrm_stream.storage import Place, names_in, read_whole
 
 ARCHIVE = "NLMCXR_reports.tgz"
 FOLDER = "ecgen-radiology"
@@ -66,8 +67,8 @@ def list_openi(root: Place) -> Iterator[Record]:
         SourceError: There are no reports; the archive or a file in it is damaged, too large, or no report of this
             set; it declares entities; an id is blank or no plain name; an image or a study is listed twice.
     """
-    folder = next((f"{name}/" for name in _IMAGE_FOLDERS if (root / name).is_dir()), "")
-    source = root / (ARCHIVE if (root / ARCHIVE).is_file() else FOLDER)
+    folder = next((f"{name}/" for name in _IMAGE_FOLDERS if is_folder(root / name)), "")
+    source = root / (ARCHIVE if is_file(root / ARCHIVE) else FOLDER)
     # Study or image to the file that names it.
     files: dict[str, str] = {}
     without_image = without_report = 0
@@ -153,7 +154,7 @@ def _compose(tree: ElementTree.Element) -> str | None:
 
 def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of each XML file, in the order of their numbers, from the archive or from the folder."""
-    if (root / ARCHIVE).is_file():
+    if is_file(root / ARCHIVE):
         files = read_archive(root / ARCHIVE, FOLDER)
         _check_unpacked_copy(root, files)
         for name in sorted(files, key=_by_number):
@@ -162,7 +163,7 @@ def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
             except UnicodeDecodeError:
                 raise SourceError("the report is not UTF-8", where=f"{root / ARCHIVE}, {name}") from None
         return
-    if not (root / FOLDER).is_dir():
+    if not is_folder(root / FOLDER):
         raise SourceError(
             f"there is neither {ARCHIVE} nor {FOLDER}",
             where=root,
@@ -178,18 +179,18 @@ def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
 
 def _unpacked(root: Place) -> list[str]:
     """Return the paths of the unpacked reports, below the root."""
-    return [f"{FOLDER}/{place.name}" for place in (root / FOLDER).iterdir() if _XML_NAME.fullmatch(place.name)]
+    return [f"{FOLDER}/{name}" for name in names_in(root / FOLDER) if _XML_NAME.fullmatch(name)]
 
 
 def _check_unpacked_copy(root: Place, files: Mapping[str, bytes]) -> None:
     """Raise SourceError where the archive lies unpacked beside itself, and one of the two was edited since."""
-    if not (root / FOLDER).is_dir():
+    if not is_folder(root / FOLDER):
         return
     paths = _unpacked(root)
     differing = set(paths) ^ files.keys() if paths else set()
     for path in files.keys() & set(paths):
         file = root / path
-        if not file.is_file() or read_whole(file, REPORT_LIMIT) != files[path]:  # a pipe would never end
+        if not is_file(file) or read_whole(file, REPORT_LIMIT) != files[path]:  # a pipe would never end
             differing.add(path)
     if differing:
         raise SourceError(

@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from io import BytesIO
 
+from mrm_stream.access import storage_error
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
 from mrm_stream.sources.reading import REPORT_LIMIT
@@ -66,7 +67,10 @@ def read_archive(path: Place, folder: str) -> dict[str, bytes]:
 
 
 def _unpack(path: Place) -> bytes:
-    packed = read_whole(path, PACKED_LIMIT)
+    try:
+        packed = read_whole(path, PACKED_LIMIT)
+    except OSError as error:
+        raise storage_error(error, path, "the archive cannot be read") from error
     if len(packed) > PACKED_LIMIT:
         raise SourceError(f"the archive is larger than {PACKED_LIMIT:,} bytes", where=path, remedy="Unpack it there.")
     try:

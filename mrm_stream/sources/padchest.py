@@ -19,12 +19,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
+from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import number_id, text_id
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_table, keys_from_paths, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, names_in
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 COLUMNS = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Report", "Labels")
@@ -109,7 +110,7 @@ def list_padchest(root: Place) -> Iterator[Record]:
 
 def _find_table(root: Place) -> Place:
     # Compressed or not, a table is one, if the two are equal.
-    names = sorted({place.name.removesuffix(".gz") for place in root.iterdir() if _TABLE_NAME.fullmatch(place.name)})
+    names = sorted({name.removesuffix(".gz") for name in names_in(root) if _TABLE_NAME.fullmatch(name)})
     if not names:
         raise SourceError(
             f"there is neither {TABLE}.gz nor {TABLE}, nor another PADCHEST_*.csv",
@@ -128,7 +129,7 @@ def _find_table(root: Place) -> Place:
 def _has_folders(root: Place, folders: Iterable[str]) -> bool:
     """Return whether images lie in their folders, as published, rather than all at the root."""
     distinct = dict.fromkeys(folder for folder in folders if folder)
-    return any((root / folder).is_dir() for folder in islice(distinct, _LOOKED_FOR))
+    return any(is_folder(root / folder) for folder in islice(distinct, _LOOKED_FOR))
 
 
 def _labels(cell: str, where: str) -> dict[str, int]:

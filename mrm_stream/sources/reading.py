@@ -18,6 +18,7 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+from mrm_stream.access import is_file, storage_error
 from mrm_stream.errors import RecordError, SourceError, StorageError
 from mrm_stream.records import Record
 from mrm_stream.sources.blank_reports import SAYS_NOTHING, says_something
@@ -124,9 +125,9 @@ def path_to_tell(root: Place, path: str) -> str:
         return path
     with suppress(Exception):  # whatever is wrong with it, it is not told
         if isinstance(root, Path):
-            return path if _resolve_below(root, path).is_file() else NOT_SHOWN
+            return path if is_file(_resolve_below(root, path)) else NOT_SHOWN
         _check_below(root, path)
-        return path if (root / path).is_file() else NOT_SHOWN
+        return path if is_file(root / path) else NOT_SHOWN
     return NOT_SHOWN
 
 
@@ -150,7 +151,8 @@ def _read_file(root: Place, path: str, limit: int, noun: str) -> bytes:
         raise RecordError(f"the {noun} is missing", where=where) from None
     except (OSError, RuntimeError, ValueError) as error:
         _check_of_the_file(error, root, path)
-        raise RecordError(f"the {noun} cannot be read", where=where, remedy=str(error)) from error
+        denied = ": permission denied" if isinstance(error, PermissionError) else ""
+        raise RecordError(f"the {noun} cannot be read{denied}", where=where, remedy=str(error)) from error
     return _checked(content, limit, noun, where)
 
 
@@ -182,7 +184,8 @@ def _read_object(root: Place, path: str, limit: int, noun: str) -> bytes:
     except (FileNotFoundError, IsADirectoryError):
         raise RecordError(f"the {noun} is missing", where=f"{root}/{path}") from None
     except PermissionError as error:
-        raise RecordError(f"the {noun} cannot be read", where=f"{root}/{path}", remedy=str(error)) from error
+        what = f"the {noun} cannot be read: permission denied"
+        raise RecordError(what, where=f"{root}/{path}", remedy=str(error)) from error
 
 
 def _check_below(root: Place, path: str) -> None:
@@ -232,7 +235,7 @@ def _zip_below(root: Place, archive: str) -> zipfile.ZipFile:
     except OSError as error:
         if isinstance(root, Path):
             _check_of_the_file(error, root, archive)
-        raise SourceError(f"the zip of the reports cannot be read: {error.strerror}", where=root / archive) from error
+        raise storage_error(error, root / archive, "the zip of the reports cannot be read") from error
     return _open_zip(path, os.getpid())
 
 
@@ -286,6 +289,8 @@ def _open_zip(path: Place, process: int) -> zipfile.ZipFile:
     except _ZIP_FAULTS as error:
         if isinstance(path, Path):
             _check_of_the_file(error, path.parent, path.name)
+        if isinstance(error, PermissionError):
+            raise storage_error(error, path, "the zip of the reports cannot be read") from error
         raise _not_a_zip(path, error) from error
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from mrm_stream.errors import SourceError
+from mrm_stream.access import is_file, is_folder
+from mrm_stream.errors import SourceError, StorageError
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, is_plain, quoted
@@ -70,7 +70,7 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
     """
     source = find_source(name)
     for directory in (root,) if lists is None else (root, lists):
-        if not directory.is_dir():
+        if not is_folder(directory):
             raise SourceError("there is no such directory", where=directory, remedy="Check the path that you gave.")
     if lists is None:
         records = list(source.list_records(root))
@@ -90,16 +90,22 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
 
 def _check_images(records: Sequence[Record], root: Place) -> None:
     """Stops at the first image that is there, as a rule at once."""
-    if isinstance(root, Path):
-        found = any(os.path.isfile(os.path.join(root, record.image_path)) for record in records)  # noqa: PTH113, PTH118
-    else:
-        found = any((root / record.image_path).is_file() for record in islice(records, _LOOKED_FOR))
-    if not found:
-        raise SourceError(
-            f"no images under the root: none of the {len(records):,} listed exists",
-            where=root,
-            remedy=f"The first one should be {quoted(records[0].image_path)} below the root.",
-        )
+    denied: StorageError | None = None
+    for record in records if isinstance(root, Path) else islice(records, _LOOKED_FOR):
+        try:
+            if is_file(root / record.image_path):
+                return
+        except StorageError as error:
+            if not isinstance(root, Path):  # asked again and again already
+                raise
+            denied = denied or error
+    if denied is not None:
+        raise denied
+    raise SourceError(
+        f"no images under the root: none of the {len(records):,} listed exists",
+        where=root,
+        remedy=f"The first one should be {quoted(records[0].image_path)} below the root.",
+    )
 
 
 def _check_keys(records: Sequence[Record], root: Place) -> None:

@@ -17,13 +17,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.list_files import read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import find_table, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, names_below
 
 IMAGES = "dicom-images-train"
 TABLE = "train-rle.csv"
@@ -119,13 +120,13 @@ def _read_records(root: Place) -> dict[str, Record]:
 def _find_images(root: Place) -> dict[str, tuple[str, str]]:
     """Return ImageId to (path below the root, study), from one walk."""
     folder = root / IMAGES
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise SourceError(
             f"there is no folder {IMAGES}", where=root, remedy="Give the directory that holds it as root."
         )
     images: dict[str, tuple[str, str]] = {}
     # Sorted: what the first error names does not depend on the file system.
-    for path in sorted(place.relative_to(str(root)).as_posix() for place in folder.rglob("*.dcm")):
+    for path in sorted(f"{IMAGES}/{name}" for name in names_below(folder) if name.endswith(".dcm")):
         _, *folders, name = path.split("/")
         image_id = name.removesuffix(".dcm")
         if image_id in images:

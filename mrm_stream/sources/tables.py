@@ -15,6 +15,7 @@ from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TextIO, cast
 
+from mrm_stream.access import is_file, is_there, refuse_barred
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
 from mrm_stream.storage import Place, is_remote, read_whole
@@ -209,9 +210,9 @@ def _open_bytes(path: Place) -> BinaryIO:
 
 def _is_table(path: Place) -> bool:
     """Return whether there is a file; SourceError where there is something else: a pipe would never end."""
-    if path.is_file():
+    if is_file(path):
         return True
-    if isinstance(path, Path) and path.exists():
+    if isinstance(path, Path) and is_there(path):
         raise SourceError("the table is not a regular file", where=path, remedy="Give a directory of plain files.")
     return False
 
@@ -244,6 +245,8 @@ def _pieces(path: Place) -> Iterator[bytes]:
 
 
 def _unreadable(path: Place, error: Exception) -> SourceError:
+    if isinstance(error, OSError):
+        refuse_barred(error, path)
     return SourceError(
         f"the table cannot be read ({error})", where=path, remedy="It may be damaged or cut short: fetch it again."
     )

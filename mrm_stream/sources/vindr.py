@@ -19,6 +19,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Box, Record
@@ -26,7 +27,7 @@ from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.rsna import read_coordinates
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, claim, find_optional_table, find_table, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, names_in
 
 FINDINGS = (
     "Aortic enlargement",
@@ -193,8 +194,8 @@ def _label_value(cell: str, finding: str, path: Place, line: int) -> int:
 def _find_suffix(folder: Place) -> str:
     """Return the images' suffix: the first of the known ones that a file in the folder has."""
     try:
-        found = {place.suffix for place in folder.iterdir()}
-    except (FileNotFoundError, NotADirectoryError):
+        found = {PurePosixPath(name).suffix for name in names_in(folder)}
+    except NotADirectoryError:
         found = set()
     present = [suffix for suffix in _SUFFIXES if suffix in found]
     if len(present) > 1:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mrm_stream.access import is_there, matching
 from mrm_stream.errors import MrmStreamError, ShardError, StorageError
 from mrm_stream.packing.shard import ShardEntry
 from mrm_stream.publish import FILE_MODE, TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
@@ -190,7 +191,7 @@ class ShardCache:
 
     def _is_whole(self, entry: ShardEntry) -> bool:
         tar = self._folder / entry.file
-        if not tar.exists():
+        if not is_there(tar):
             return False
         files = ((tar.with_suffix(".idx"), entry.index_sha256), (tar, entry.sha256))
         wrong = [path.name for path, digest in files if not _is_as_told(path, digest)]
@@ -270,7 +271,7 @@ class ShardCache:
     def _make_room(self, entry: ShardEntry, limit: int) -> None:
         """Remove shards that nobody uses, those not used for longest first, until this one more keeps the limit."""
         with self._held(self._folder / ".room.lock"):
-            tars = sorted((_seen(tar), tar) for tar in self._folder.glob("*.tar"))
+            tars = sorted((_seen(tar), tar) for tar in matching(self._folder, "*.tar"))
             with self._lock:
                 self._coming[entry.file] = entry.bytes
                 held = sum(self._coming.values())
@@ -302,16 +303,16 @@ class ShardCache:
 
     def _sweep(self) -> None:
         """Remove what processes that were killed had begun: no living one holds its `fetch` lock."""
-        for path in [*self._folder.glob(f".*{TEMPORARY_SUFFIX}"), *self._folder.glob("*.idx")]:
+        for path in [*matching(self._folder, f".*{TEMPORARY_SUFFIX}"), *matching(self._folder, "*.idx")]:
             is_index = path.suffix == ".idx"
             name = Path(path.name if is_index else path.name[1:].rsplit(".", 2)[0])
             tar = self._folder / (name.with_suffix(".tar") if name.suffix == ".idx" else name)
-            if is_index and tar.exists():
+            if is_index and is_there(tar):
                 continue
             descriptor = os.open(self._lock_path(tar.name, "fetch"), os.O_RDWR | os.O_CREAT, FILE_MODE)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not is_index or not tar.exists():
+                if not is_index or not is_there(tar):
                     path.unlink(missing_ok=True)
             except BlockingIOError:
                 pass

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.shard import ShardEntry
 from mrm_stream.publish import sha256_of
@@ -84,6 +85,7 @@ def _compare(directory: Path, entry: ShardEntry, is_whole: bytearray, shard: int
         # Read, not looked at through a map, whose pages would count as this process's memory.
         found = sha256_of(tar)
     except OSError as error:
+        refuse_barred(error, tar)
         raise ShardError(f"cannot be read: {error.strerror}", where=tar) from error
     if found != entry.sha256:
         raise ShardError("the SHA-256 is not the manifest's", where=tar)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mrm_stream.access import is_file, refuse_barred
 from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.packing.dictionary import ReportCodec
 from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, ReportsEntry, read_manifest
@@ -149,7 +150,7 @@ class ShardSet:
         if not isinstance(path, Path):
             assert self.cache is not None, "`open` asks for one"
             return self.cache.bring_file(TOKENIZER, self.reports.tokenizer_sha256)
-        if not path.is_file() or sha256_of(path) != self.reports.tokenizer_sha256:
+        if not is_file(path) or sha256_of(path) != self.reports.tokenizer_sha256:
             raise ShardError(
                 "is not the tokenizer that these shards were packed with: their token ids would mean other words",
                 where=path,
@@ -351,6 +352,7 @@ class ShardSet:
                 raise ShardError("the dictionary is not the manifest's", where=path, remedy=_REMEDY)
             return ReportCodec(read_whole(path, DICTIONARY_LIMIT))
         except OSError as error:
+            refuse_barred(error, path)
             raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
 
     def _damaged(self, index: int, what: str) -> ShardError:
@@ -367,6 +369,7 @@ def _check_files(tar: Path, entry: ShardEntry) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
+            refuse_barred(error, path)
             raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
         if path == tar and size != entry.bytes:
             raise ShardError(f"is {size} bytes long, the manifest says {entry.bytes}", where=path, remedy=_REMEDY)
@@ -377,6 +380,8 @@ def _mapped(tar: Path, entry: ShardEntry) -> memoryview:
         with tar.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # ValueError: the file is empty
+        if isinstance(error, OSError):
+            refuse_barred(error, tar)
         raise ShardError(f"cannot be mapped: {error}", where=tar, remedy=_REMEDY) from error
     if len(data) != entry.bytes:
         raise ShardError(f"is {len(data)} bytes long, the manifest says {entry.bytes}", where=tar, remedy=_REMEDY)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mrm_stream.access import matching, refuse_barred
 from mrm_stream.errors import CheckpointError
 from mrm_stream.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha256_of, sync_folder
 from mrm_stream.strict import parse_json
@@ -72,7 +73,7 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.tmp"
     try:
         make_private_folder(folder)
-        for left in folder.glob(".step-*.tmp"):  # Of a run that was killed while it saved.
+        for left in matching(folder, ".step-*.tmp"):  # Of a run that was killed while it saved.
             shutil.rmtree(left)
         temporary.mkdir(FOLDER_MODE)
         for name, tensors in ((_MODEL, weights), (_MOMENTS, moments)):
@@ -85,11 +86,11 @@ def save_checkpoint(
             _sync_file(path)
         sync_folder(temporary)
         # Of this step or later ones, while the run was continued from an earlier one: they were found damaged.
-        for abandoned in [path for path in folder.glob("step-*") if path.name >= final.name]:
+        for abandoned in [path for path in matching(folder, "step-*") if path.name >= final.name]:
             shutil.rmtree(abandoned)
         temporary.rename(final)
         sync_folder(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        for old in matching(folder, "step-*")[:-keep]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -101,7 +102,7 @@ def save_checkpoint(
 
 def checkpoints_in(run: Path) -> list[Path]:
     """Return the directories of a run's checkpoints, the newest first; whether they are whole is not looked at."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    return matching(run / "checkpoints", "step-*")[::-1]
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
@@ -137,8 +138,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         for name in (_MODEL, _MOMENTS):
             if sha256_of(directory / name) != state["sha256"][name]:
                 raise CheckpointError("is damaged: its SHA-256 is another", where=directory / name)
-    except (OSError, KeyError) as error:
+    except OSError as error:
+        refuse_barred(error, directory / name)
         raise CheckpointError(f"cannot be read: {error}", where=directory) from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{_STATE} lacks the SHA-256 of a file", where=directory) from error
     return Checkpoint(directory, state)
 
 
@@ -160,7 +164,10 @@ def read_state(directory: Path) -> dict[str, Any]:
     try:
         text = (directory / _STATE).read_text()
         state = parse_json(text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        refuse_barred(error, directory / _STATE)
+        raise CheckpointError(f"cannot be read: {error}", where=directory) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=directory) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError("is not a checkpoint of mrm_stream", where=directory / _STATE)

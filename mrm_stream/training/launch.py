@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrm_stream.access import check_readable, is_there
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, with_places
 from mrm_stream.errors import ConfigError, TrainingError
@@ -62,7 +63,7 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
         )
     if error is not None:
         raise error
-    if status != 0 or not (Path(settings.run.out) / COMPLETE).exists():
+    if status != 0 or not is_there(Path(settings.run.out) / COMPLETE):
         raise TrainingError(
             f"the run has stopped before its end (exit status {status})", where=settings.run.out, remedy=REMEDY
         )
@@ -81,7 +82,8 @@ def _check(settings: Config, ranks: int) -> None:
         )
     check_places(settings)
     batch_sizes(settings.optim, ranks)
-    check_run(Path(settings.run.out), settings)
+    if not check_run(Path(settings.run.out), settings) and settings.run.init:
+        check_readable(Path(settings.run.init))
     shards = open_data(settings.data)
     shards.tokenizer_file()
     shards.close()

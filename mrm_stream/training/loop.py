@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrm_stream.access import is_there
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, portable_settings
 from mrm_stream.decode.device import Handover
@@ -94,7 +95,7 @@ def load_run(run: Path) -> tuple[Config, Checkpoint, MaskedRecordModel]:
         ConfigError: There is no run here.
         CheckpointError: It has saved nothing yet, or what it saved is damaged.
     """
-    if not (run / CONFIG).exists():
+    if not is_there(run / CONFIG):
         raise ConfigError("there is no run here", where=run, remedy="Give the directory that a run was told as --out.")
     config = load_config(run / CONFIG)
     checkpoint = newest_checkpoint(run)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mrm_stream.access import reading
 from mrm_stream.errors import CheckpointError, TrainingError
 from mrm_stream.publish import FILE_MODE, make_private_folder, naming, publish_bytes
 from mrm_stream.strict import parse_json
@@ -88,7 +89,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         CheckpointError: A line is damaged.
     """
     path = run / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        with reading(path):
+            lines = path.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        lines = []
     found = []
     for number, line in enumerate(lines, 1):
         if line.endswith("}\n"):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from mrm_stream.access import is_there, refuse_barred
 from mrm_stream.config import Config, DataConfig
 from mrm_stream.config_file import dump_config, load_config, with_absolute_places
 from mrm_stream.config_resume import changes
@@ -63,7 +64,7 @@ def check_run(out: Path, config: Config) -> list[Path]:
         StorageError: The directory cannot be made, or written to.
     """
     check_folder(out)
-    if (out / _LOCK).exists():
+    if is_there(out / _LOCK):
         _locked(out).close()
     _changed(out, config)
     _check_data(out, config.data)
@@ -107,6 +108,7 @@ def _locked(out: Path) -> IO[bytes]:
     try:
         lock = os.fdopen(os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, FILE_MODE), "r+b")
     except OSError as error:
+        refuse_barred(error, out / _LOCK)
         raise ConfigError(
             f"cannot be written: {error.strerror}", where=out, remedy="Choose another run.out."
         ) from error
@@ -130,7 +132,7 @@ def _locked(out: Path) -> IO[bytes]:
 def _changed(out: Path, config: Config) -> tuple[str, ...]:
     """Return the settings to warn of; ConfigError names those that may not be other than those of the run here."""
     path = out / CONFIG
-    if not (path.exists() and checkpoints_in(out)):
+    if not (is_there(path) and checkpoints_in(out)):
         return ()
     found = changes(load_config(path), config)
     if found.refused:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mrm_stream.access import is_folder
 from mrm_stream.config import DataConfig
 from mrm_stream.errors import CheckpointError, ConfigError, ShardError
 from mrm_stream.packing.manifest import read_manifest
@@ -68,7 +69,7 @@ def restore_samples(run: Path, shards: Place | None, split: str | None, count: i
     if not config.method.image_loss_weight or not config.method.report_loss_weight:
         raise ConfigError("the run restores only one of image and report", where=run, remedy="Take a run of both.")
     place = shards if shards is not None else place_of(config.data.shards)
-    if shards is None and not place.is_dir():
+    if shards is None and not is_folder(place):
         raise ShardError(
             "the data set that the run was trained on is not here",
             where=config.data.shards,

@@ -122,7 +122,7 @@ def test_a_list_must_name_one_split(tmp_path: Path, name: str, what: str) -> Non
 
 def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _refused(tmp_path, r"there are no list files \(\*\.txt\)")
-    _refused(tmp_path / "absent", "the folder cannot be read")
+    _refused(tmp_path / "absent", "there are no list files")
     _refused(_write(tmp_path / "empty", train_1="\n \n"), r"train_1\.txt: the list is empty")
     (_write(tmp_path / "bytes") / "test_1.txt").write_bytes(b"a\xff 0 1\n")
     _refused(tmp_path / "bytes", "not UTF-8")

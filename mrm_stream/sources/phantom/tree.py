@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from mrm_stream.access import is_folder, is_there
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.phantom.chest import build_chest
 from mrm_stream.sources.phantom.exposure import collimate, develop, draw_texture, place, print_grey
@@ -24,6 +25,7 @@ from mrm_stream.sources.phantom.listing import IDS, Entry, list_entries
 from mrm_stream.sources.phantom.report import write_report
 from mrm_stream.sources.phantom.subject import Study, draw_exposure, draw_study
 from mrm_stream.sources.phantom.tables import Row, Tables, table_row
+from mrm_stream.storage import names_in
 
 _QUALITY = 95
 _CHUNK = 16
@@ -104,7 +106,7 @@ def _check(out: Path, count: int, seed: int, size: int) -> None:
         raise SourceError(f"{seed} is no seed", remedy="Choose 0 to 2**64 - 1.")
     if not 64 <= size <= 8192:
         raise SourceError(f"a short side of {size} pixels is out of range", remedy="Choose 64 to 8,192.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_there(out) and (not is_folder(out) or names_in(out)):
         raise SourceError("is not an empty folder", where=out, remedy="Choose another folder, or delete this one.")
 
 
