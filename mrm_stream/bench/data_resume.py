@@ -44,7 +44,7 @@ def run_resume(name: str, directory: Path, position: int, batch: int, threads: i
                 "bad_samples": [],
             }
         )
-        made = next(loader)
+        made = next(loader).take()
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
         peak = status_bytes("VmHWM")
         assert len(made.image_lr_BCHW) == batch

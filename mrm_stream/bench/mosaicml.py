@@ -22,7 +22,6 @@ from typing import Any
 from mrm_stream.bench.data_result import MOSAICML, Run
 from mrm_stream.bench.passes import time_passes
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.strict import parse_json
 
 
 class Mosaicml:
@@ -48,6 +47,8 @@ class Mosaicml:
         return Run(**self._ask("run", str(directory), str(count), str(batch), str(seed)))
 
     def _ask(self, *arguments: str) -> Any:
+        from mrm_stream.strict import parse_json  # Not up there: over there it lacks what it imports.
+
         with tempfile.TemporaryDirectory() as folder:
             # This package alone: with its whole folder, that Python would find the libraries beside it, too.
             Path(folder, "mrm_stream").symlink_to(Path(__file__).parents[1])
