@@ -119,7 +119,7 @@ def test_where_the_table_tells_the_size_boxes_are_scaled(tmp_path: Path, texture
 def test_a_table_of_sizes_that_lacks_an_image_or_holds_none(tmp_path: Path, texture: Texture) -> None:
     root = write_vindr(tmp_path, texture(40, 30, 1), (1, 2, 3, 4), (1, 2, 3, 4))
     write_table(root / "train_meta.csv", ["image_id", "dim0", "dim1"], [f"{0:032x}", 40, 30])
-    with pytest.raises(SourceError, match=f"image {1:032x} is not in the table of sizes"):
+    with pytest.raises(SourceError, match=rf"'{1:032x}' is not among the images of .*train_meta\.csv"):
         list_records("vindr", root)
     write_table(root / "train_meta.csv", ["image_id", "dim0", "dim1"], [f"{0:032x}", 40.5, 30])
     with pytest.raises(SourceError, match=r"line 2.*dim0 or dim1 is no size"):
@@ -260,6 +260,15 @@ def test_the_manifest_says_the_change_of_area(tmp_path: Path, texture: Texture) 
     assert first == second
     assert first.count == 9
     assert first.mean_area_change > 0
+
+
+def test_the_worst_change_of_area_may_be_a_loss(tmp_path: Path, texture: Texture) -> None:
+    # 1.375 and 1.625 of the pixels that 16 x 16 have: one is left of the first, the second becomes two.
+    root = write_siim(tmp_path / "src", (64, 64), ["0 5632", "0 6656"], texture)
+    told = pack("siim", root, tmp_path / "out", options=replace(OPTIONS, short_side=16)).masks
+    assert told is not None
+    loss, gain = 1 / 1.375 - 1, 2 / 1.625 - 1
+    assert (told.worst_area_change, told.mean_area_change) == pytest.approx((loss, (gain - loss) / 2), abs=1e-5)
 
 
 def test_an_interrupted_job_knows_the_change_of_area_of_what_it_kept(

@@ -89,6 +89,15 @@ def test_a_tar_cut_short_is_found_by_its_index(shard: tuple[Path, ShardEntry], k
         read_index(tar)
 
 
+@pytest.mark.parametrize("more", [1, 512, tarfile.RECORDSIZE])
+def test_a_tar_that_goes_on_after_its_end_is_found_by_its_index(shard: tuple[Path, ShardEntry], more: int) -> None:
+    """As one is that another tar was appended to: `inspect` has no other look at it."""
+    tar, _ = shard
+    tar.write_bytes(tar.read_bytes() + bytes(more))
+    with pytest.raises(ShardError, match="bytes long"):
+        read_index(tar)
+
+
 def test_every_bit_of_tar_and_index_is_verified(shard: tuple[Path, ShardEntry]) -> None:
     tar, entry = shard
     assert len(verify_shard(tar.parent, entry)) == 23

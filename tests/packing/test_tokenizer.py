@@ -151,6 +151,18 @@ def test_saving_and_loading_gives_the_same_bytes(tokenizer: Tokenizer, tmp_path:
     assert load_tokenizer(path).to_str() == tokenizer.to_str()
 
 
+@pytest.mark.parametrize(("longest", "word"), [(7, "effusion"), (200, "heart" * 30)])
+def test_a_file_s_longest_word_is_taken_over(tokenizer: Tokenizer, tmp_path: Path, longest: int, word: str) -> None:
+    """Longer ones are [UNK]: with another limit the file's tokenizer gives other ids."""
+    file = json.loads(tokenizer.to_str())
+    file["model"]["max_input_chars_per_word"] = longest
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (encode_report(loaded, word).tolist() == [UNK]) == (len(word) > longest)
+    assert (encode_report(tokenizer, word).tolist() == [UNK]) == (len(word) > 100)
+    assert json.loads(loaded.to_str())["model"]["max_input_chars_per_word"] == longest
+
+
 def test_a_file_s_truncation_and_padding_are_not_taken_over(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     other = Tokenizer.from_str(tokenizer.to_str())

@@ -144,6 +144,17 @@ def test_a_table_whose_first_value_is_negative() -> None:
             np.testing.assert_array_equal(grey_of(data), expected)
 
 
+def test_a_table_of_all_values_with_a_sign_begins_at_the_least() -> None:
+    stored = picture(60, 70, 16, signed=True)
+    curve = (np.arange(65536) ** 2 >> 16).astype(np.uint16)
+    expected = np.floor(curve[stored.astype(int) + 32768] * 255.0 / 65535 + 0.5)
+    assert np.unique(expected).size > 200
+    for first in (-32768, 32768):  # the second read without its sign
+        np.testing.assert_array_equal(
+            grey_of(dicom_of(stored, 16, VOILUTSequence=[table_of(curve, first, 16)])), expected
+        )
+
+
 def test_a_table_of_all_values_in_both_monochromes() -> None:
     stored = picture(60, 70, 16)
     curve = (np.arange(65536) ** 2 >> 16).astype(np.uint16)

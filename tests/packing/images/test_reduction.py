@@ -121,6 +121,19 @@ def test_a_component_has_the_pixel_that_it_covers_most() -> None:
     assert np.count_nonzero(reduced_HW) == 4
 
 
+@pytest.mark.parametrize(("original_size", "size"), [((13, 17), (5, 7)), ((17, 12), (7, 4)), ((11, 9), (11, 2))])
+def test_a_speck_has_the_pixel_that_it_covers_most_wherever_it_lies(
+    original_size: tuple[int, int], size: tuple[int, int]
+) -> None:
+    rows, columns = map(weights, original_size, size)
+    for row, column in np.ndindex(original_size):
+        mask_HW = np.zeros(original_size, bool)
+        mask_HW[row, column] = True
+        reduced_HW, _ = reduce_mask(mask_HW, size)
+        # Of equals the first.
+        assert np.argwhere(reduced_HW).tolist() == [[int(rows[:, row].argmax()), int(columns[:, column].argmax())]]
+
+
 def test_equals_at_the_threshold_lie_evenly() -> None:
     line_HW = np.zeros((400, 400), bool)
     line_HW[100] = True
