@@ -33,6 +33,7 @@ from tests.packing.damage import KINDS, damage_campaign
 from tests.packing.torture import FAULTS, pack_set
 
 REPORTS = [f"Made-up study {number}: the heart is of normal size, the lungs are clear." for number in range(8)]
+VOCABULARY = 60
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def huge_jpeg() -> bytes:
 
 def write_set(out: Path, damage: Callable[[PackedSample], PackedSample]) -> None:
     """Four samples with reports and masks, the third of them damaged."""
-    tokenizer, dictionary = train_tokenizer(REPORTS, 60), learn_dictionary(REPORTS)
+    tokenizer, dictionary = train_tokenizer(REPORTS, VOCABULARY), learn_dictionary(REPORTS)
     codec = ReportCodec(dictionary)
     samples = [
         PackedSample(
@@ -146,7 +147,8 @@ def write_set(out: Path, damage: Callable[[PackedSample], PackedSample]) -> None
     entry = write_shard(out / "train-00000.tar", samples)
     assert entry is not None
     digests = [hashlib.sha256(content).hexdigest() for content in (text, dictionary)]
-    reports = ReportsEntry(digests[0], digests[1], tokenizer.get_vocab_size(), is_trained=True)
+    assert tokenizer.get_vocab_size() == VOCABULARY
+    reports = ReportsEntry(digests[0], digests[1], VOCABULARY, is_trained=True)
     write_manifest(out, Manifest("siim", PackOptions(), reports, has_masks=True, splits={"train": (entry,)}))
 
 
@@ -162,6 +164,10 @@ WRONG: dict[str, tuple[Callable[[PackedSample], PackedSample], str]] = {
     "metadata nested too deeply": (lambda sample: replace(sample, metadata=b"[" * 100_000), "not JSON"),
     "token outside the vocabulary": (
         lambda sample: replace(sample, tokens=np.array([5, 60_000], "<u2").tobytes()),
+        "outside the vocabulary",
+    ),
+    "token one past the last": (
+        lambda sample: replace(sample, tokens=np.array([5, VOCABULARY], "<u2").tobytes()),
         "outside the vocabulary",
     ),
     "half a token": (lambda sample: replace(sample, tokens=b"\5\0\6"), "cut short"),
@@ -196,7 +202,8 @@ def test_what_was_wrong_from_the_beginning_is_found_by_decoding(tmp_path: Path, 
 
 
 def test_a_set_that_is_right_has_no_faults(tmp_path: Path, packed: Path) -> None:
-    write_set(tmp_path / "set", lambda sample: sample)
+    last = np.array([0, VOCABULARY - 1], "<u2").tobytes()
+    write_set(tmp_path / "set", lambda sample: replace(sample, tokens=last))
     assert verify(tmp_path / "set", decode=True) == []
     assert verify(packed, decode=True, workers=Workers(2)) == []
 

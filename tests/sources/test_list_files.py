@@ -134,6 +134,12 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     _refused(_write(tmp_path / "large", train_1="a 0 1\n"), "the list is larger than 5 bytes")
 
 
+def test_what_an_editor_puts_before_the_first_path_is_no_part_of_it(tmp_path: Path) -> None:
+    for name, text in (("train_1", "a.png 0 1\r\nb.png 1 0\r\n"), ("test_1", "c.png 0 0\n")):
+        (tmp_path / f"{name}.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [image.path for image in read_lists(tmp_path, values=2)] == ["a.png", "b.png", "c.png"]
+
+
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
     folder = _write(tmp_path, train_1="a 0 1\n")
     (folder / "._train_1.txt").write_bytes(b"\0\xff")

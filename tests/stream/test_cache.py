@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from mrm_stream import storage
-from mrm_stream.errors import ConfigError
+from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.packing.manifest import read_manifest
 from mrm_stream.packing.shard import ShardEntry
 from mrm_stream.storage import Place, place_of
@@ -204,6 +205,23 @@ def test_those_used_last_are_kept(
     assert use(a) == {a.file, c.file, d.file}
     assert use(e) == {a.file, d.file, e.file}, "c was used before a was again"
     assert cache.counts.evicted == 2
+
+
+def test_a_shard_that_did_not_come_takes_no_room(
+    source: Path, tmp_path: Path, opened: Callable[..., ShardCache], entries: tuple[ShardEntry, ...]
+) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    lost, *others = entries[:4]
+    (copy / lost.file).unlink()
+    cache = opened(copy, sum(entry.bytes for entry in others))
+    with pytest.raises(ShardError, match="no such file"):
+        cache.path(lost)
+    cache.let_go(lost)
+    for entry in others:
+        cache.path(entry)
+        cache.let_go(entry)
+    assert cache.counts.evicted == 0
+    assert {path.name for path in (tmp_path / "cache").glob("*.tar")} == {entry.file for entry in others}
 
 
 def test_what_is_announced_stays_while_what_comes_before_it_arrives(

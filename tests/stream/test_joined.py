@@ -79,6 +79,22 @@ def test_a_cached_mixture_is_the_same(roots: tuple[Path, Path], tmp_path: Path) 
     sets.close()
 
 
+def test_a_set_that_wants_notice_has_it_whatever_the_other_wants(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    """Or the shards of a cache were fetched when they are read, once those of a local set have all been compared."""
+    for cached in (0, 1):
+        local, remote = (
+            ShardSet.open(roots[1 - cached], "train"),
+            ShardSet.open(roots[cached], "train", (tmp_path / f"cache-{cached}", 10**9)),
+        )
+        for index in range(len(local)):
+            local.sample(index)
+        assert not local.wants_notice
+        sets = JoinedSets([remote, local] if cached == 0 else [local, remote], (1.0, 1.0))
+        assert sets.wants_notice
+        sets.close()
+    assert not JoinedSets([local, local], (1.0, 1.0)).wants_notice
+
+
 class Recording(ShardSet):
     """Notes what is announced, as if there were a cache."""
 

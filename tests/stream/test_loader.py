@@ -246,6 +246,8 @@ def test_resuming_does_not_reset_what_is_allowed(shards: ShardSet) -> None:
         assert state["bad_samples"] == [min(first)]
     with load(shards, damaging(bad), max_bad_samples=1) as loader:
         loader.load_state_dict(state)
+        # A run that is stopped before its first batch saves what it was resumed from.
+        assert loader.state_dict() == state
         with pytest.raises(TrainingError, match="2 of 11"):
             steps(loader, 3)
 
