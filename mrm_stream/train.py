@@ -16,6 +16,7 @@ import click
 
 from mrm_stream.config_file import load_config, with_places
 from mrm_stream.errors import MrmStreamError
+from mrm_stream.training.orphan import end_with_launcher
 
 
 @click.command()
@@ -28,6 +29,7 @@ from mrm_stream.errors import MrmStreamError
 )  # DeepSpeed's launcher adds it.
 def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str, ...]) -> None:
     """Pre-train an encoder; a run found in the output directory is continued."""
+    end_with_launcher()  # Which may be killed while what follows is imported.
     from mrm_stream.runtime import set_up_logging, start_runtime
     from mrm_stream.training.engine import disconnect
     from mrm_stream.training.loop import pretrain

@@ -16,8 +16,9 @@ from mrm_stream.config_file import load_config, with_places
 from mrm_stream.errors import ConfigError, TrainingError
 from mrm_stream.stream.opening import open_data
 from mrm_stream.training.engine import batch_sizes
-from mrm_stream.training.launched import ERROR_FILE, error_left
+from mrm_stream.training.launched import error_left
 from mrm_stream.training.loop import make_model
+from mrm_stream.training.orphan import ERROR_FILE
 from mrm_stream.training.run_directory import COMPLETE, check_places, check_run
 from mrm_stream.training.torchrun import REMEDY
 

@@ -31,7 +31,7 @@ from mrm_stream.training.batches import BatchMaker
 from mrm_stream.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, save_checkpoint
 from mrm_stream.training.engine import Engine, batch_sizes
 from mrm_stream.training.flow import Flow, flow_of_all
-from mrm_stream.training.launched import bound_to_launcher
+from mrm_stream.training.launched import telling_launcher
 from mrm_stream.training.metrics import MetricsLog, Window
 from mrm_stream.training.ranks import Ranks
 from mrm_stream.training.run_directory import COMPLETE, CONFIG, ENCODER, check_places, check_run, prepare_run
@@ -318,7 +318,7 @@ def pretrain(config: Config, runtime: Runtime) -> bool:
     Raises:
         MrmStreamError: What the user must mend; checkpoints saved so far are whole.
     """
-    with bound_to_launcher(), stop_on_signal() as stop:
+    with telling_launcher(), stop_on_signal() as stop:
         run = Pretraining(config, runtime)
         try:
             log.info("%d samples, %d steps on %d rank(s)", len(run.shards), run.steps, runtime.world)

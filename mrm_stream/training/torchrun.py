@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrm_stream.errors import TrainingError
-from mrm_stream.training.launched import end_with_launcher, leave_error
+from mrm_stream.training.launched import leave_error
+from mrm_stream.training.orphan import end_with_launcher
 
 REMEDY = "Mend what is said above, if anything; the same command continues the run from its last checkpoint."
 

@@ -98,16 +98,20 @@ class Run:
         os.killpg(process.pid, number)
         return process.wait(timeout=120)
 
-    def launch_and_kill(self, step: int, *overrides: str, ranks: int = 2) -> None:
-        """Kill the launcher and every rank when all ranks have taken `step` steps, and no more."""
+    def launch_and_hold(self, step: int, *overrides: str, ranks: int = 2) -> subprocess.Popen[bytes]:
+        """Start, and return the launcher when all ranks have taken `step` steps; they take no more."""
         held = [self.out.with_name(f"held-{rank}") for rank in range(ranks)]
         script = [str(Path(__file__).with_name("held.py")), str(step), str(self.out.parent)]
         process = self.start(torchrun_command([*script, *self.arguments(*overrides)[1:]], ranks=ranks))
         wait_until(lambda: all(path.exists() for path in held), process)
+        assert len(self.processes()) == 1 + ranks
+        return process
+
+    def launch_and_kill(self, step: int, *overrides: str, ranks: int = 2) -> None:
+        """Kill the launcher and every rank when all ranks have taken `step` steps, and no more."""
+        process = self.launch_and_hold(step, *overrides, ranks=ranks)
         # torch starts each rank in a session of its own: the launcher's process group is the launcher alone.
-        found = self.processes()
-        assert len(found) == 1 + ranks
-        for number in found:
+        for number in self.processes():
             with suppress(ProcessLookupError):  # The launcher ends the others when it sees the first one gone.
                 os.kill(number, signal.SIGKILL)
         process.wait(timeout=120)

@@ -12,7 +12,8 @@ import pytest
 
 from mrm_stream.errors import ConfigError
 from mrm_stream.training.launch import launch as start
-from mrm_stream.training.launched import ERROR_FILE, error_left
+from mrm_stream.training.launched import error_left
+from mrm_stream.training.orphan import ERROR_FILE
 from tests.training.runs import ENVIRONMENT, STEPS, Run, wait_until
 
 
@@ -38,6 +39,16 @@ def test_ranks_do_not_outlive_a_launcher_that_is_killed(run: Run) -> None:
     # A stopped run that has saved nothing may have other settings; nothing keeps the directory from it.
     result = launch(run)
     assert result.returncode == 0, result.stderr
+
+
+def test_ranks_do_not_outlive_torchrun_that_is_killed(run: Run) -> None:
+    process = run.launch_and_hold(11)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not run.processes(), seconds=20)
+    result = run.launch()
+    assert result.returncode == 0, result.stderr
+    assert f"continuing at step 8 of {STEPS}" in result.stderr
 
 
 def test_what_can_be_told_at_once_is_told_in_two_lines_and_leaves_nothing_behind(run: Run) -> None:
