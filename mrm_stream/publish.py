@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -16,12 +15,11 @@ from pathlib import Path
 
 from mrm_stream.access import may
 from mrm_stream.errors import StorageError
+from mrm_stream.locks import try_lock
 from mrm_stream.storage import Place, read_pieces, upload
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
-NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-"""What `flock` fails with on a file system that knows no locks (Lustre without `-o flock`, NFS without lockd)."""
 TEMPORARY_SUFFIX = ".tmp"
 _STAGING_PREFIX = "mrm-stream-staging-"
 _STAGING_LOCK = "lock"
@@ -117,13 +115,10 @@ def _locked_folder() -> tuple[Path, int]:
         path = folder / _STAGING_LOCK
         lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists():
+            if not try_lock(lock) or path.exists():  # where there are no locks, nobody can sweep it either
                 return folder, lock
         except BlockingIOError:
             pass
-        except OSError:  # no locks on this file system: nobody can sweep it either
-            return folder, lock
         # A sweep that came between these two steps holds the lock, or has removed the folder: another one is made.
         os.close(lock)
 
@@ -136,8 +131,8 @@ def sweep_staging() -> None:
                 continue
             lock = os.open(folder / _STAGING_LOCK, os.O_WRONLY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                if try_lock(lock):
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
 

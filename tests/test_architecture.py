@@ -20,6 +20,7 @@ GROUND = {
     "config",
     "config_file",
     "config_resume",
+    "locks",
     "runtime",
     "progress",
     "publish",

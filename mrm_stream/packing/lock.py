@@ -9,7 +9,6 @@ lockd) is packed onto without one, with a warning: two jobs there may end in eac
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mrm_stream.errors import ShardError, StorageError
-from mrm_stream.publish import NO_LOCKS_HERE
+from mrm_stream.locks import try_lock
 from mrm_stream.storage import Place, create_exclusively, overwrite, read_whole, remove
 
 RENEWED_S = 15.0
@@ -78,15 +77,14 @@ def _opened(lock: Path) -> BinaryIO:
 
 def _lock_file(file: BinaryIO, lock: Path, directory: Place) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(file):
+            _logger.warning("%s: its file system has no locks; see that no other process packs there", directory)
     except BlockingIOError as error:
         raise _in_use(directory) from error
     except OSError as error:
-        if error.errno not in NO_LOCKS_HERE:
-            raise StorageError(
-                f"cannot be locked: {error.strerror}", where=lock, remedy="Choose a directory on another disk."
-            ) from error
-        _logger.warning("%s: its file system has no locks; see that no other process packs there", directory)
+        raise StorageError(
+            f"cannot be locked: {error.strerror}", where=lock, remedy="Choose a directory on another disk."
+        ) from error
 
 
 def _is_still_there(file: BinaryIO, lock: Path) -> bool:

@@ -1,6 +1,6 @@
 """Whole shards of a set that lies elsewhere, fetched ahead of need into a local folder of bounded size.
 
-Several processes of a machine may share the folder. Each shard has two lock files there: `use` is held in company by
+Several processes of a machine may share the folder. Each shard has two lock files: `use` is held in company by
 those who use the shard, and alone by who removes it; `fetch` is held by who checks or fetches it. The kernel lets go of
 a lock when its holder dies. What has arrived, and what was found, is compared with the manifest's SHA-256 before it is
 used.
@@ -9,7 +9,6 @@ used.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -26,8 +25,9 @@ from pathlib import Path
 from mrm_stream.access import is_there, matching
 from mrm_stream.errors import MrmStreamError, ShardError, StorageError
 from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.publish import FILE_MODE, TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
+from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
 from mrm_stream.storage import Place, read_pieces
+from mrm_stream.stream.cache_locks import CacheLocks
 from mrm_stream.stream.fetchers import Fetchers, Use
 
 FETCHERS = 4
@@ -89,7 +89,7 @@ class ShardCache:
         """Bytes of the shards that this process is fetching."""
         make_private_folder(folder)
         with self._naming():
-            os.close(os.open(folder / ".room.lock", os.O_RDWR | os.O_CREAT, FILE_MODE))  # can it be written to?
+            self._locks = CacheLocks(folder)
             self._sweep()
         self._fetchers = Fetchers(FETCHERS)
         weakref.finalize(self, _abandon, self._used, self._fetchers)
@@ -148,7 +148,7 @@ class ShardCache:
             StorageError: The source cannot be read, or the folder cannot be written to.
         """
         path = self._folder / name
-        with self._naming(), self._held(self._lock_path(name, "fetch")):
+        with self._naming(), self._held(name, "fetch"):
             if not _is_as_told(path, digest):
                 self._copy(name, digest, _SMALL_FILE)
         return path
@@ -165,10 +165,10 @@ class ShardCache:
         use = self._used.get(entry.file)
         if use is None:
             with self._naming():
-                descriptor = os.open(self._lock_path(entry.file, "use"), os.O_RDWR | os.O_CREAT, FILE_MODE)
-            # At once, so that what is fetched before it does not push it out; refused while it is being removed.
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                descriptor = self._locks.open(entry.file, "use")
+                # At once, so that what is fetched before it does not push it out; refused while it is being removed.
+                with suppress(BlockingIOError):
+                    self._locks.take(descriptor, shared=True)
             use = self._used[entry.file] = Use(self._folder / entry.file, descriptor, Future())
         elif use.has_failed_in_passing():
             use.future = Future()
@@ -180,8 +180,8 @@ class ShardCache:
     def _bring(self, entry: ShardEntry, use: int) -> None:
         """Make sure that the shard is there and whole, and its `use` lock held in company."""
         with self._naming():
-            self._wait(use, fcntl.LOCK_SH, self._lock_path(entry.file, "use"))
-            with self._held(self._lock_path(entry.file, "fetch")):
+            self._wait(use, self._locks.path(entry.file, "use"), shared=True)
+            with self._held(entry.file, "fetch"):
                 if self._is_whole(entry):
                     with self._lock:
                         self.counts.hits += 1
@@ -270,7 +270,7 @@ class ShardCache:
 
     def _make_room(self, entry: ShardEntry, limit: int) -> None:
         """Remove shards that nobody uses, those not used for longest first, until this one more keeps the limit."""
-        with self._held(self._folder / ".room.lock"):
+        with self._held("room"):
             tars = sorted((_seen(tar), tar) for tar in matching(self._folder, "*.tar"))
             with self._lock:
                 self._coming[entry.file] = entry.bytes
@@ -283,23 +283,17 @@ class ShardCache:
 
     def _evict(self, tar: Path) -> int:
         """Remove a shard unless somebody uses it; return the bytes set free."""
-        descriptor = os.open(self._lock_path(tar.name, "use"), os.O_RDWR | os.O_CREAT, FILE_MODE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0
-        else:
+        with self._locks.opened(tar.name, "use") as descriptor:
+            try:
+                self._locks.take(descriptor)
+            except BlockingIOError:
+                return 0
             _, size = _seen(tar)
             tar.unlink(missing_ok=True)
             tar.with_suffix(".idx").unlink(missing_ok=True)
             with self._lock:
                 self.counts.evicted += 1
             return size
-        finally:
-            os.close(descriptor)
-
-    def _lock_path(self, name: str, kind: str) -> Path:
-        return self._folder / f".{name}.{kind}"
 
     def _sweep(self) -> None:
         """Remove what processes that were killed had begun: no living one holds its `fetch` lock."""
@@ -309,31 +303,23 @@ class ShardCache:
             tar = self._folder / (name.with_suffix(".tar") if name.suffix == ".idx" else name)
             if is_index and is_there(tar):
                 continue
-            descriptor = os.open(self._lock_path(tar.name, "fetch"), os.O_RDWR | os.O_CREAT, FILE_MODE)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with self._locks.opened(tar.name, "fetch") as descriptor, suppress(BlockingIOError):
+                self._locks.take(descriptor)
                 if not is_index or not is_there(tar):
                     path.unlink(missing_ok=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(descriptor)
 
     @contextmanager
-    def _held(self, path: Path) -> Iterator[None]:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        try:
-            self._wait(descriptor, fcntl.LOCK_EX, path)
+    def _held(self, name: str, kind: str = "lock") -> Iterator[None]:
+        with self._locks.opened(name, kind) as descriptor:
+            self._wait(descriptor, self._locks.path(name, kind))
             yield
-        finally:
-            os.close(descriptor)
 
-    def _wait(self, descriptor: int, kind: int, path: Path) -> None:
+    def _wait(self, descriptor: int, path: Path, *, shared: bool = False) -> None:
         """Take a lock, within `WAIT_S`: its holder may be stopped, or fetch from storage that hangs."""
         deadline = time.monotonic() + WAIT_S
         while True:
             try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                self._locks.take(descriptor, shared=shared)
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:

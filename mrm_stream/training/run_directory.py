@@ -10,7 +10,6 @@ RUN/config.yaml           every setting, as resolved
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from mrm_stream.config import Config, DataConfig
 from mrm_stream.config_file import dump_config, load_config, with_absolute_places
 from mrm_stream.config_resume import changes
 from mrm_stream.errors import CheckpointError, ConfigError
+from mrm_stream.locks import try_lock
 from mrm_stream.packing.journal import set_around
-from mrm_stream.publish import FILE_MODE, NO_LOCKS_HERE, check_folder, make_private_folder, publish_bytes
+from mrm_stream.publish import FILE_MODE, check_folder, make_private_folder, publish_bytes
 from mrm_stream.storage import place_of
 from mrm_stream.stream.opening import fingerprint_of
 from mrm_stream.training.checkpoint import checkpoints_in, read_state
@@ -113,11 +113,9 @@ def _locked(out: Path) -> IO[bytes]:
             f"cannot be written: {error.strerror}", where=out, remedy="Choose another run.out."
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in NO_LOCKS_HERE:
+        if not try_lock(lock):
             log.warning("%s: its file system has no locks; see that no other process trains there", out)
-            return lock
+    except OSError as error:
         lock.close()
         if not isinstance(error, BlockingIOError):
             raise ConfigError(
