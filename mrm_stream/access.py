@@ -84,6 +84,17 @@ def reading(path: Path) -> Iterator[None]:
         raise storage_error(error, path) from error
 
 
+@contextmanager
+def naming_files() -> Iterator[None]:
+    """Turn what the operating system says against a file into StorageError, where nothing nearer to it has."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # a pipe that nobody reads any more, which click knows
+            raise
+        raise storage_error(error, Path(os.fsdecode(error.filename)), "fails") from error
+
+
 def refuse_barred(error: OSError, where: Place) -> None:
     """Raise StorageError for what a file is not to blame for; where it is, do nothing: the caller tells of it."""
     if isinstance(error, PermissionError) or error.errno not in {None, *_OF_THE_FILE}:

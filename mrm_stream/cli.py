@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 import mrm_stream
-from mrm_stream.access import storage_error
+from mrm_stream.access import naming_files
 from mrm_stream.commands.bench import bench
 from mrm_stream.commands.bench_order import bench_order
 from mrm_stream.commands.packed import inspect, repair, tokenize, verify
@@ -26,13 +24,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            with naming_files():
+                return super().invoke(ctx)
         except MrmStreamError as error:
             raise click.ClickException(str(error)) from None
-        except OSError as error:
-            if error.filename is None:  # a pipe that nobody reads any more, which click knows
-                raise
-            raise click.ClickException(str(storage_error(error, Path(os.fsdecode(error.filename)), "fails"))) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which one needs them."""

@@ -14,6 +14,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 import click
 
+from mrm_stream.access import naming_files
 from mrm_stream.config_file import load_config, with_places
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.training.orphan import end_with_launcher
@@ -36,11 +37,12 @@ def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str
     from mrm_stream.training.ranks import FirstRankFailedError
 
     try:
-        settings = with_places(load_config(config, overrides), shards=shards, out=out)
-        runtime = start_runtime()
-        set_up_logging(quiet=not runtime.is_first)
-        pretrain(settings, runtime)
-        disconnect()
+        with naming_files():
+            settings = with_places(load_config(config, overrides), shards=shards, out=out)
+            runtime = start_runtime()
+            set_up_logging(quiet=not runtime.is_first)
+            pretrain(settings, runtime)
+            disconnect()
     except FirstRankFailedError:
         sys.exit(1)
     except MrmStreamError as error:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.access import is_there
+from mrm_stream.access import is_there, naming_files
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, portable_settings
 from mrm_stream.decode.device import Handover
@@ -318,7 +318,7 @@ def pretrain(config: Config, runtime: Runtime) -> bool:
     Raises:
         MrmStreamError: What the user must mend; checkpoints saved so far are whole.
     """
-    with telling_launcher(), stop_on_signal() as stop:
+    with telling_launcher(), naming_files(), stop_on_signal() as stop:
         run = Pretraining(config, runtime)
         try:
             log.info("%d samples, %d steps on %d rank(s)", len(run.shards), run.steps, runtime.world)
