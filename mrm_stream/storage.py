@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mrm_stream.access import reading, storage_error
 from mrm_stream.errors import StorageError
+from mrm_stream.links import checked
 
 if TYPE_CHECKING:
     from mrm_stream.remote import RemotePlace
@@ -227,28 +228,32 @@ def names_in(folder: Place) -> set[str]:
         raise storage_error(error, folder) from error
 
 
-def names_below(folder: Place) -> Iterator[str]:
-    """Yield the path, below a folder, of each file in it at any depth; links to folders are entered.
+def names_below(root: Place, folder: str) -> Iterator[str]:
+    """Yield the path, below the root, of each file in one of its folders at any depth; links to folders are entered.
 
     Raises:
+        SourceError: A link leads out of the root; see `mrm_stream.links`.
         StorageError: One of them may not be listed, links lead round in a circle, or storage fails for good.
     """
-    if not isinstance(folder, Path):
-        yield from (place.relative_to(str(folder)).as_posix() for place in folder.rglob("*"))
+    if not isinstance(root, Path):
+        yield from (place.relative_to(str(root)).as_posix() for place in (root / folder).rglob("*"))
         return
-    yield from _names_below(folder, "", frozenset())
+    checked(root, folder)
+    yield from _names_below(root, f"{folder}/", frozenset())
 
 
 def _names_below(top: Path, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     folder = top / below
     with reading(folder):
         own = folder.stat()
-        entries = [(f"{below}{entry.name}", entry.is_dir()) for entry in os.scandir(folder)]
+        entries = [(f"{below}{entry.name}", entry.is_dir(), entry.is_symlink()) for entry in os.scandir(folder)]
     identity = own.st_dev, own.st_ino
     if identity in above:
         raise StorageError("a link leads back to a folder that it lies in", where=folder, remedy="Remove the link.")
-    for name, is_folder in entries:
+    for name, is_folder, is_link in entries:
         if is_folder:
+            if is_link:  # to /, it would be walked for hours
+                checked(top, name)
             yield from _names_below(top, f"{name}/", above | {identity})
         else:
             yield name

@@ -21,6 +21,7 @@ GROUND = {
     "config_file",
     "config_resume",
     "locks",
+    "links",
     "runtime",
     "progress",
     "publish",

@@ -82,6 +82,29 @@ def with_workers(command: F) -> F:
     return processes(scheduler(command))
 
 
+def with_links(command: F) -> F:
+    """Add --follow-links; `source_places` does as it says."""
+    what = "Follow links below --root and --lists that lead out of them."
+    return click.option("--follow-links", is_flag=True, help=what)(command)
+
+
+def source_places(root: Place, lists: Place | None, follow_links: bool) -> tuple[Place, Place | None]:
+    """Return the places that a source is read from, those of which links are followed.
+
+    Raises:
+        ConfigError: There are no links to follow.
+    """
+    from mrm_stream.errors import ConfigError
+    from mrm_stream.links import followed
+    from mrm_stream.storage import is_remote
+
+    if not follow_links:
+        return root, lists
+    if is_remote(root) and (lists is None or is_remote(lists)):
+        raise ConfigError("would change nothing: a URL has no links", where="--follow-links", remedy="Leave it out.")
+    return followed(root), None if lists is None else followed(lists)
+
+
 def chosen_workers(processes: int | None, scheduler: str | None) -> Workers:
     """Return what is meant; a cluster decides itself how many there are."""
     from mrm_stream.errors import ConfigError

@@ -14,7 +14,9 @@ from mrm_stream.commands.common import (
     chosen_workers,
     counted,
     resumable,
+    source_places,
     start,
+    with_links,
     with_workers,
 )
 
@@ -89,10 +91,17 @@ def inspect(directory: Place, out: Path | None, count: int, seed: int) -> None:
 @click.argument("directory", type=PLACE)
 @click.option("--root", type=PLACE, required=True, help="The data set that it was packed from.")
 @click.option("--lists", type=PLACE, help="As given when it was packed.")
+@with_links
 @with_workers
 @click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where DIRECTORY is not a local path.")
 def repair(
-    directory: Place, root: Place, lists: Place | None, processes: int | None, scheduler: str | None, may_store: bool
+    directory: Place,
+    root: Place,
+    lists: Place | None,
+    follow_links: bool,
+    processes: int | None,
+    scheduler: str | None,
+    may_store: bool,
 ) -> None:
     """Pack again, from the source, the shards that `verify` finds wrong; the set is then what it was, to the bit.
 
@@ -104,6 +113,7 @@ def repair(
     from mrm_stream.progress import progress
 
     start()
+    root, lists = source_places(root, lists, follow_links)
     check_destination(directory, may_store)
     with progress("repairing", "shards") as advance:
         found, left = repair(

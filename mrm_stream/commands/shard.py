@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrm_stream.commands.common import FILE, PLACE, chosen_workers, counted, resumable, start, with_workers
+from mrm_stream.commands.common import (
+    FILE,
+    PLACE,
+    chosen_workers,
+    counted,
+    resumable,
+    source_places,
+    start,
+    with_links,
+    with_workers,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--root", type=PLACE, required=True, help="The data set's directory.")
 @click.option("--out", type=PLACE, required=True, help="New directory for the shards.")
 @click.option("--lists", type=PLACE, help="The reference code's list files, which then say what is in which split.")
+@with_links
 @click.option(
     "--short-side", type=click.IntRange(32, 1 << 14), default=1024, show_default=True, help="Pixels; never up-scaled."
 )
@@ -76,6 +87,7 @@ def shard(
     root: Place,
     out: Place,
     lists: Place | None,
+    follow_links: bool,
     tokenizer: Path | None,
     vocabulary: int | None,
     max_bad: float,
@@ -105,6 +117,7 @@ def shard(
 
     start()
     conditions = find_source(source).conditions
+    root, lists = source_places(root, lists, follow_links)
     check_destination(out, may_store)
     if tokenizer is not None and vocabulary is not None:
         raise ConfigError(

@@ -133,7 +133,7 @@ def _find_folder(root: Place) -> str:
     """Return what stands before a path of the tables: nothing, or the data set's folder and a slash."""
     if find_optional_table(root, "train.csv") is not None:
         return ""
-    folders = [folder for folder in FOLDERS if find_optional_table(root / folder, "train.csv") is not None]
+    folders = [folder for folder in FOLDERS if find_optional_table(root, f"{folder}/train.csv") is not None]
     if len(folders) != 1:
         raise SourceError(
             f"there is no train.csv in it, nor in {' or '.join(FOLDERS)} below it"
@@ -152,8 +152,7 @@ def _read_tables(root: Place) -> tuple[str, dict[str, _Row]]:
     shared: dict[str, str] = {}
     rows: dict[str, _Row] = {}
     for name in _SPLITS:
-        place = root / folder if folder else root
-        table = (find_optional_table if name == "test" else find_table)(place, f"{name}.csv")
+        table = (find_optional_table if name == "test" else find_table)(root, f"{folder}{name}.csv")
         if table is None:
             continue
         lines: dict[str, int] = {}

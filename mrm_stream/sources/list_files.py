@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mrm_stream.access import refuse_barred
 from mrm_stream.errors import SourceError
+from mrm_stream.links import checked
 from mrm_stream.records import SPLITS
 from mrm_stream.sources.tables import claim, quoted
 from mrm_stream.storage import Place, names_in, read_whole
@@ -148,7 +149,7 @@ def _find_lists(folder: Place) -> list[tuple[str, str, Place]]:
         names = names_in(folder)
     except NotADirectoryError as error:
         raise SourceError("is not a folder", where=folder, remedy="Give the folder of the list files.") from error
-    files = [folder / name for name in names if name.endswith(".txt") and not name.startswith(".")]
+    files = [checked(folder, name) for name in names if name.endswith(".txt") and not name.startswith(".")]
     if not files:
         raise SourceError(
             "there are no list files (*.txt)", where=folder, remedy="Give the folder that holds the lists themselves."

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
+from mrm_stream.links import checked
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import Join, number_id, text_id
 from mrm_stream.sources.list_files import read_list, read_lists
@@ -189,7 +190,7 @@ def _read_official_split(root: Place) -> Join[str]:
     splits: dict[str, str] = {}
     for name, split in _OFFICIAL_LISTS.items():
         lines: dict[str, int] = {}
-        for line, image, _ in read_list(root / name, values=0):
+        for line, image, _ in read_list(checked(root, name), values=0):
             claim(lines, image, line, root / name)
             if splits.setdefault(image, split) != split:
                 raise SourceError(

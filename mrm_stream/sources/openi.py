@@ -28,6 +28,7 @@ from xml.etree import ElementTree
 
 from mrm_stream.access import is_file, is_folder
 from mrm_stream.errors import RecordError, SourceError
+from mrm_stream.links import checked
 from mrm_stream.records import Record
 from mrm_stream.sources.blank_reports import says_something
 from mrm_stream.sources.openi_archive import read_archive
@@ -155,7 +156,7 @@ def _compose(tree: ElementTree.Element) -> str | None:
 def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of each XML file, in the order of their numbers, from the archive or from the folder."""
     if is_file(root / ARCHIVE):
-        files = read_archive(root / ARCHIVE, FOLDER)
+        files = read_archive(checked(root, ARCHIVE), FOLDER)
         _check_unpacked_copy(root, files)
         for name in sorted(files, key=_by_number):
             try:
@@ -189,7 +190,7 @@ def _check_unpacked_copy(root: Place, files: Mapping[str, bytes]) -> None:
     paths = _unpacked(root)
     differing = set(paths) ^ files.keys() if paths else set()
     for path in files.keys() & set(paths):
-        file = root / path
+        file = checked(root, path)
         if not is_file(file) or read_whole(file, REPORT_LIMIT) != files[path]:  # a pipe would never end
             differing.add(path)
     if differing:

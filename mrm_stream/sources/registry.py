@@ -6,11 +6,13 @@ import difflib
 import importlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from mrm_stream.access import is_file, is_folder
-from mrm_stream.errors import SourceError, StorageError
+from mrm_stream.errors import RecordError, SourceError, StorageError
+from mrm_stream.links import resolve_below
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, is_plain, quoted
@@ -33,7 +35,7 @@ SOURCES = {
 }
 
 _LOOKED_FOR = 1_000
-"""Images that are looked for below a remote root, where each look-up is a request."""
+"""Images that are looked for below a remote root, where each look-up is a request; links that are looked at."""
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
     Raises:
         SourceError: The source is unknown, or the reference code has no lists for it; a directory is not laid out as
             expected; it lists nothing, or has none of the images listed; a key is not valid or appears twice; a
-            subject is in two splits of the data set's own.
+            subject is in two splits of the data set's own; links lead out of the root (see `mrm_stream.links`).
     """
     source = find_source(name)
     for directory in (root,) if lists is None else (root, lists):
@@ -85,6 +87,7 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
     _check_keys(records, root)
     _check_splits(records, root, may_overlap=lists is not None)
     _check_images(records, root)
+    _check_links(records, root)
     return records
 
 
@@ -106,6 +109,33 @@ def _check_images(records: Sequence[Record], root: Place) -> None:
         where=root,
         remedy=f"The first one should be {quoted(records[0].image_path)} below the root.",
     )
+
+
+def _check_links(records: Sequence[Record], root: Place) -> None:
+    """Raise SourceError where no image, or no report, or no mask, can be read as each leads out of the root.
+
+    Stops at the first that does not, as a rule at once. A tree of links would else be quarantined as a whole.
+    """
+    if not isinstance(root, Path):
+        return
+    for attribute in ("image_path", "report_path", "mask_path"):
+        refused: RecordError | None = None
+        paths = (path for record in records if (path := getattr(record, attribute)) is not None)
+        for path in islice(paths, _LOOKED_FOR):
+            try:
+                archive, _, member = path.partition("::")
+                resolve_below(root, archive)
+                with suppress(OSError, ValueError):  # a zip's member may be unpacked beside it, and need not be
+                    resolve_below(root, member)
+            except RecordError as error:
+                refused = refused or error
+            except (OSError, ValueError):
+                continue
+            else:
+                break
+        else:
+            if refused is not None:
+                raise SourceError(refused.what, where=refused.where, remedy=refused.remedy)
 
 
 def _check_keys(records: Sequence[Record], root: Place) -> None:

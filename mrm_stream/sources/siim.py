@@ -119,14 +119,13 @@ def _read_records(root: Place) -> dict[str, Record]:
 
 def _find_images(root: Place) -> dict[str, tuple[str, str]]:
     """Return ImageId to (path below the root, study), from one walk."""
-    folder = root / IMAGES
-    if not is_folder(folder):
+    if not is_folder(root / IMAGES):
         raise SourceError(
             f"there is no folder {IMAGES}", where=root, remedy="Give the directory that holds it as root."
         )
     images: dict[str, tuple[str, str]] = {}
     # Sorted: what the first error names does not depend on the file system.
-    for path in sorted(f"{IMAGES}/{name}" for name in names_below(folder) if name.endswith(".dcm")):
+    for path in sorted(name for name in names_below(root, IMAGES) if name.endswith(".dcm")):
         _, *folders, name = path.split("/")
         image_id = name.removesuffix(".dcm")
         if image_id in images:

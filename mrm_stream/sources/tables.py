@@ -17,6 +17,7 @@ from typing import BinaryIO, TextIO, cast
 
 from mrm_stream.access import is_file, is_there, refuse_barred
 from mrm_stream.errors import SourceError
+from mrm_stream.links import checked
 from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
 from mrm_stream.storage import Place, is_remote, read_whole
 
@@ -68,9 +69,10 @@ def find_optional_table(root: Place, name: str) -> Place | None:
     """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, or None.
 
     Raises:
-        SourceError: Both are there and differ, as when one was edited: which one is meant cannot be known.
+        SourceError: Both are there and differ, as when one was edited: which one is meant cannot be known; or one is a
+            link out of the root.
     """
-    found = [table for table in (root / f"{name}.gz", root / name) if _is_table(table)]
+    found = [checked(root, table) for table in (f"{name}.gz", name) if _is_table(root / table)]
     if len(found) == 2:
         line = _first_difference(*found)
         if line is not None:

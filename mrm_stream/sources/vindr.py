@@ -85,10 +85,10 @@ def list_vindr(root: Place) -> Iterator[Record]:
     """
     for split in ("train", "test"):
         has_readers = split == "train"
-        label_table = find_table(root / "annotations", f"image_labels_{split}.csv")
+        label_table = find_table(root, f"annotations/image_labels_{split}.csv")
         labels = _read_labels(label_table, has_readers)
         known = Join(labels, label_table, "images")
-        boxes = _read_boxes(find_table(root / "annotations", f"annotations_{split}.csv"), known)
+        boxes = _read_boxes(find_table(root, f"annotations/annotations_{split}.csv"), known)
         sizes = _read_sizes(find_optional_table(root, f"{split}_meta.csv"), labels)
         suffix = _find_suffix(root / split)
         for image_id, image_labels in labels.items():

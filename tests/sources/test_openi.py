@@ -191,7 +191,7 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     write(root, REPORTS, "tree")
     (tmp_path / "5.xml").write_text(xml(5, {"FINDINGS": "x"}, [], []))
     (root / "ecgen-radiology/5.xml").symlink_to(tmp_path / "5.xml")
-    with pytest.raises(SourceError, match="the path leads out of the root"):
+    with pytest.raises(SourceError, match="a link leads out of the root"):
         list(list_openi(root))
 
 

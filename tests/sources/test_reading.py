@@ -284,7 +284,7 @@ def test_a_cell_that_may_be_a_report_is_not_told(tmp_path: Path, monkeypatch: py
     def fail(*_: Any) -> int:
         raise OSError(errno.EIO, "")
 
-    monkeypatch.setattr(reading, "_resolve_below", fail)
+    monkeypatch.setattr(reading, "resolve_below", fail)
     with pytest.raises(StorageError) as caught:
         read_image(tmp_path, _image("The lungs are clear"))
     assert "lungs" not in str(caught.value)
