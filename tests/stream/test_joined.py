@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.config import DataConfig
-from mrm_stream.errors import CheckpointError, ShardError
+from mrm_stream.errors import CheckpointError, ShardError, StorageError
 from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.opening import open_data
@@ -95,6 +95,28 @@ def test_a_set_that_wants_notice_has_it_whatever_the_other_wants(roots: tuple[Pa
     assert not JoinedSets([local, local], (1.0, 1.0)).wants_notice
 
 
+def test_every_set_s_cache_is_counted_and_closed(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    sets = joined(roots, cache=tmp_path / "cache")
+    for index in range(len(sets)):
+        sets.sample(index)
+    counts = sets.cache_counts()
+    assert (counts.fetched, counts.hits, counts.evicted) == (3, 0, 0)
+    assert counts.bytes_fetched == sum(tar.stat().st_size for root in roots for tar in root.glob("*.tar"))
+    sets.close()
+    for index in (0, 7):
+        with pytest.raises(StorageError, match="the cache was closed"):
+            sets.sample(index)
+
+
+def test_a_cache_of_any_set_is_one(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    local = ShardSet.open(roots[0], "train")
+    cached = ShardSet.open(roots[1], "train", (tmp_path / "cache", 10**9))
+    for sets in ([local, cached], [cached, local]):
+        assert JoinedSets(sets, (1.0, 1.0)).is_cached
+    assert not joined(roots).is_cached
+    cached.close()
+
+
 class Recording(ShardSet):
     """Notes what is announced, as if there were a cache."""
 
@@ -115,6 +137,14 @@ def recording(root: Path, batch_size: int, rank: int, world: int) -> tuple[Recor
     return shards, Loader(
         shards, keys, seed=1, batch_size=batch_size, rank=rank, world=world, window=2, prefetch=1, max_bad_samples=0
     )
+
+
+def test_each_set_is_told_of_its_own_shards(roots: tuple[Path, Path]) -> None:
+    first, second = (recording(root, 8, 0, 1)[0] for root in roots)
+    sets = JoinedSets([first, second], (1.0, 1.0))
+    for windows in ([[0, 1, 2]], [[0], [2]], [[1]]):
+        sets.expect(windows)
+    assert (first.announced, second.announced) == ([{0, 1}, {0}, {1}], [{0}, {0}, set()])
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
