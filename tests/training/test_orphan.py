@@ -76,9 +76,11 @@ def test_a_rank_that_was_asked_to_stop_too_is_left_to_save(tmp_path: Path) -> No
 
 
 def test_a_shell_that_ends_takes_no_rank_with_it() -> None:
-    with start("sh", "-c", '"$@" & exit', "sh", sys.executable, "-c", RANK) as process:
+    with start("sh", "-c", '"$@" & read line', "sh", sys.executable, "-c", RANK) as process:
         rank = int(output_of(process).readline())
-        assert process.wait(timeout=20) == 0
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(timeout=20)
         assert output_of(process).readline() == "went on\n"
         os.kill(rank, signal.SIGKILL)
 
