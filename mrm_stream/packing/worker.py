@@ -186,7 +186,8 @@ def reason_of(error: RecordError) -> str:
     """
     if isinstance(error, ImageError):
         return error.code
-    words = re.sub(r"^the | (is|are|has|have)(?= )", "", error.what.lower())
+    # What follows a colon is the case in hand: the code is for counting a kind.
+    words = re.sub(r"^the | (is|are|has|have)(?= )", "", error.what.lower().partition(":")[0])
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:60]
 
 

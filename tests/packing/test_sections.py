@@ -317,6 +317,7 @@ def test_a_hostile_report_takes_less_than_a_second(piece: str) -> None:
         assert time.process_time() - began < 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "piece",
     [": ", "S: ", "a FINDINGS: ", "\n A: b", "\n A: ", "A:\n", "\n FINDINGS:\n", "\n FINDINGS: \n \n", "A (/,-B: "],
