@@ -25,7 +25,10 @@ _FRONTAL = {"AP", "PA", "FRONTAL"}
 _NO_DICOM = (".jpg", ".jpeg", ".png")
 _NO_PNG = (".jpg", ".jpeg", ".dcm", ".dicom")
 # Libraries whose next release may make other bytes: an interrupted job is not finished with another one.
-_LIBRARIES = ("numpy", "pillow", "pydicom", "python-gdcm", "simplejpeg", "tokenizers", "zstandard")
+_LIBRARIES = (
+    *("numpy", "opencv-python-headless", "pillow", "pydicom"),
+    *("python-gdcm", "simplejpeg", "tokenizers", "zstandard"),
+)
 
 _logger = logging.getLogger(__name__)
 

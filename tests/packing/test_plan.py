@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from dataclasses import fields, replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -122,6 +125,21 @@ def test_another_release_of_a_library_does_not_finish_a_job(monkeypatch: pytest.
     for name in versions:
         monkeypatch.setattr(planning, "libraries", lambda name=name: {**versions, name: "0.0"})
         assert fingerprint() != before
+
+
+def test_every_library_that_packing_imports_is_one_whose_release_counts() -> None:
+    imported = {"gdcm"}  # by its name alone, in a process of its own
+    for path in Path(planning.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                imported.add(node.module.partition(".")[0])
+    # Dask hands tasks out, and makes no bytes.
+    imported -= {*sys.stdlib_module_names, "mrm_stream", "distributed"}
+    distributions, counted = packages_distributions(), planning.libraries().keys()
+    assert {module for module in imported if counted.isdisjoint(distributions[module])} == set()
+    assert len(imported) == len(counted)
 
 
 def test_where_a_set_lies_does_not_change_its_bytes() -> None:
