@@ -53,7 +53,7 @@ def resolve_below(root: Path, path: str) -> Path:
         return resolved
     link = _first_link_out(root, path, top)
     raise RecordError(
-        "a link leads out of the root (see --follow-links)",
+        "a link leads out of the root: see --follow-links",
         where=f"{link}, a link to {link.readlink()}",
         remedy="If such links are meant, add --follow-links; or give the directory that they lead to as root.",
     )
