@@ -112,6 +112,7 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
         ("optim: {epochs: 1.0e+300}", "optim.epochs must be positive, and at most a million"),
         ("optim: {batch_size: 100000000000000000000}", "optim.batch_size must be between 1 and 16,777,216"),
         ("optim: {min_lr: 0.1}", "optim.min_lr is above the rate that it is to fall from (0.00015)"),
+        ("optim: {batch_size: 64, min_lr: 1.0e-4}", "is above the rate that it is to fall from (3.75e-05)"),
         ("run: {out: 's3://bucket/run'}", "run.out is a URL, where a local path is needed"),
         ("run: {init: 'https://host/mae.pth'}", "run.init is a URL"),
         ("data: {cache: 's3:/bucket'}", "data.cache is a URL"),
@@ -124,6 +125,10 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: s
         load_config(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_min_lr_may_be_as_high_as_the_peak_of_a_large_batch() -> None:
+    assert load_config(None, ["optim.batch_size=512", "optim.min_lr=3.0e-4"]).optim.min_lr == 3e-4
 
 
 SENTENCE = "The lungs are clear of Mrs Meyer"

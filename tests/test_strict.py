@@ -51,6 +51,16 @@ def test_what_yaml_merges_or_repeats_is_given_once() -> None:
     assert parse_yaml(text) == {"a": once, "d": {"b": 3, "c": 2}, "e": once, "f": once}
 
 
+def test_what_is_merged_may_itself_have_merged_and_given_anew() -> None:
+    text = "a: &a {b: 1, c: 2}\nd: &d {<<: *a, b: 3}\ne: {<<: *d, c: 4}\nf: {<<: [*d, *a]}"
+    assert parse_yaml(text) == {
+        "a": {"b": 1, "c": 2},
+        "d": {"b": 3, "c": 2},
+        "e": {"b": 3, "c": 4},
+        "f": {"b": 3, "c": 2},
+    }
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 0, "a": 2}}]', b'{"\\u0061": 1, "a": 1}'])
 def test_json_with_a_key_twice_is_refused(text: str | bytes) -> None:
     with pytest.raises(DuplicateKeyError, match="the key 'a' is given twice"):

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from mrm_stream.decode.cpu import TurboJpegDecoder
+from mrm_stream.decode.crops import central_crops
 from mrm_stream.decode.jpeg import jpeg_sizes
 from mrm_stream.errors import DamagedSamplesError
 
@@ -61,6 +64,20 @@ def test_what_is_not_8_bit_baseline_is_refused(make_jpeg: MakeJpeg) -> None:
     assert "4 components" in reason(make_jpeg(40, 64, "CMYK"))
     frame = good.index(b"\xff\xc0")
     assert "of 12 bits" in reason(good[: frame + 4] + b"\x0c" + good[frame + 5 :])
+
+
+def test_tables_may_stand_before_the_frame_header(make_jpeg: MakeJpeg) -> None:
+    good = make_jpeg(40, 64)
+    frame, tables, scan = (good.index(marker) for marker in (b"\xff\xc0", b"\xff\xc4", b"\xff\xda"))
+    assert frame < tables < scan
+    moved = good[:frame] + good[tables:scan] + good[frame:tables] + good[scan:]
+    assert jpeg_sizes([moved]).tolist() == [[40, 64]]
+    crops, decoder = (
+        central_crops(jpeg_sizes([moved])),
+        TurboJpegDecoder(size=32, threads=1, device=torch.device("cpu")),
+    )
+    assert torch.equal(decoder.decode([moved], crops), decoder.decode([good], crops))
+    decoder.close()
 
 
 @pytest.mark.parametrize(("height", "width"), [(65535, 65535), (0, 64), (40, 0), (8193, 9766)])

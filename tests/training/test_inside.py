@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +23,7 @@ from mrm_stream.config_file import load_config
 from mrm_stream.errors import MrmStreamError, TrainingError
 from mrm_stream.publish import sha256_of
 from mrm_stream.runtime import Runtime, start_runtime
+from mrm_stream.training import loop
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
 from mrm_stream.training.engine import disconnect
 from mrm_stream.training.loop import Pretraining, make_model
@@ -131,6 +134,27 @@ def test_gradients_are_clipped_where_asked_and_by_default_are_not(
         )
         train(run, 2)
     assert least <= min(norms) <= max(norms) <= most
+
+
+# ---- what a line of the log says of time ----
+
+
+def test_each_line_is_of_its_own_stretch_and_tells_the_time_that_is_left(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    with caplog.at_level(logging.INFO, logger=loop.__name__), opened("run.log_every=3") as run:
+        for seconds in (2.0, 6.0):
+            train(run, 2)
+            now += seconds
+            train(run, 1)
+    lines = read_metrics(opened.out)
+    assert [line["samples_per_s"] for line in lines] == [9.0, 3.0]  # 3 steps of 6 samples.
+    assert [line["epoch"] for line in lines] == [0.5, 1.0]
+    said = [message for message in caplog.messages if "samples/s" in message]
+    assert ["step 3/12" in said[0], "step 6/12" in said[1]] == [True, True]
+    assert ["0:00:06 left" in said[0], "0:00:12 left" in said[1]] == [True, True]  # 9 and 6 steps more.
 
 
 # ---- what ends a run ----

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import ConfigError
+from mrm_stream.training.launch import _wait
 from mrm_stream.training.launch import launch as start
 from mrm_stream.training.launched import error_left
 from mrm_stream.training.orphan import ERROR_FILE
@@ -101,6 +102,24 @@ def test_a_request_to_stop_reaches_the_ranks_and_the_same_command_continues(run:
     assert "continuing at step" in result.stderr
     assert str(run.out / "encoder.safetensors") in result.stdout
     assert json.loads((run.out / "complete.json").read_text())["step"] == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["heard", "ignored"])
+def test_a_signal_that_is_ignored_as_below_nohup_stops_nothing(
+    tmp_path: Path, number: signal.Signals, is_ignored: bool
+) -> None:
+    # Asked again and again: the first request may come before anybody listens.
+    script = "import os, time\nfor _ in range({}): os.kill(os.getppid(), {}); time.sleep(0.2)"
+    asks = [sys.executable, "-c", script.format(1 if is_ignored else 300, int(number))]
+    before = signal.SIG_IGN if is_ignored else (lambda *_: None)
+    found = signal.signal(number, before)
+    try:
+        ended = _wait(asks, tmp_path / "error.json")
+        assert signal.getsignal(number) == before
+    finally:
+        signal.signal(number, found)
+    assert ended == ((0, False) if is_ignored else (-signal.SIGTERM, True))
 
 
 def test_a_launch_that_fails_beside_a_complete_run_is_no_success(run: Run) -> None:

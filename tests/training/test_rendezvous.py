@@ -165,6 +165,18 @@ def test_ranks_of_another_run_are_sent_away_and_do_not_disturb_it(port: int) -> 
     assert stranger.where == f"127.0.0.1:{port}"
 
 
+def test_ranks_that_torchrun_starts_again_meet_anew_at_the_store_that_it_kept(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = rendezvous._open_store(port)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for restart in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        monkeypatch.setattr(os, "getpid", lambda restart=restart: 1000 + restart)  # They are other processes.
+        assert all(isinstance(met, Meeting) for met in together(lambda: rank(0, 2), lambda: rank(1, 2)))
+    del kept
+
+
 def test_a_rank_that_is_there_twice_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", threading.get_native_id)  # The ranks of this test are threads.
     ended = together(lambda: rank(0, 3), lambda: rank(1, 3), lambda: rank(1, 3))

@@ -9,6 +9,9 @@ import torch
 
 from mrm_stream.config import Config
 from mrm_stream.config_file import dump_config, load_config
+from mrm_stream.decode.crops import central_crops
+from mrm_stream.decode.decoder import make_decoder
+from mrm_stream.decode.jpeg import jpeg_sizes
 from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, ShardError
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
@@ -69,6 +72,23 @@ def test_a_run_s_samples_are_masked_and_restored(shards: Path, tmp_path: Path) -
         assert sample.words[0].truth == "final"
         assert any(word.restored is not None for word in sample.words)
         assert any(word.restored is None for word in sample.words)
+
+
+def test_they_are_spread_over_the_split_and_the_truth_is_what_the_radiographs_decode_to(
+    shards: Path, tmp_path: Path
+) -> None:
+    samples, opened = restore_samples(make_run(tmp_path, shards), shards, "train", 3), ShardSet.open(shards, "train")
+    assert len(opened) >= 9
+    last = len(opened) - 1
+    drawn = [opened.sample(index) for index in (0, round(last / 2), last)]
+    assert [sample.key for sample in samples] == [sample.key for sample in drawn]
+    jpegs = [sample.jpeg for sample in drawn]
+    decoder = make_decoder("turbojpeg", size=64, threads=1, device=torch.device("cpu"))
+    truth_BHW = decoder.decode(jpegs, central_crops(jpeg_sizes(jpegs)))[:, 0].numpy()
+    decoder.close()
+    opened.close()
+    for sample, truth_HW in zip(samples, truth_BHW, strict=True):
+        np.testing.assert_array_equal(sample.truth_HW, truth_HW)
 
 
 def test_the_picture_of_a_sample_is_the_same_each_time(shards: Path, tmp_path: Path) -> None:
