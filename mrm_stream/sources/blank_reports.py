@@ -27,9 +27,9 @@ _NAMES = frozenset(
 )
 """Of sections, and titles: alone on a line, or before a colon, they say nothing in any case."""
 
-_HEADER_LETTERS = string.ascii_uppercase + " ()/,-\n\r\t"
+_HEADER_LETTERS = frozenset(string.ascii_uppercase + " ()/,-\t")
 _HEADER_LENGTH = 60
-"""Characters of a header in capitals, at most: before a colon, a longer run of capitals is text."""
+"""Characters of a header, at most: before a colon, a longer run of capitals is text."""
 
 _BLANK = re.compile(r"_+|\[\*\*[^\]]{0,200}\*\*\]|\b[xX]{3,10}\b")
 """What stands for words that were taken out: MIMIC-CXR's, MIMIC's and Open-I's."""
@@ -45,17 +45,27 @@ def says_something(report: str) -> bool:
         >>> says_something("Normal."), says_something("nan"), says_something("FINDINGS: ___ IMPRESSION: None.")
         (True, False, False)
     """
-    *headed, last = _BLANK.sub(" ", report).split(":")
-    text = "\n".join([*map(_without_header, headed), last])
+    first, *others = _BLANK.sub(" ", report).split(":")
+    if others:
+        *headed, last = others
+        parts = [_without_header("\n" + first), *map(_without_header, headed), last]
+    else:
+        parts = [first]
+    text = "\n".join(parts)
     rest = "\n".join(line for line in text.splitlines() if line.strip().lower() not in _NAMES)
     return any(letter.isalpha() for letter in _PLACEHOLDER.sub(" ", rest))
 
 
 def _without_header(text: str) -> str:
-    """Return what stands before a colon without the header that ends in it."""
-    before = text.rstrip(_HEADER_LETTERS)
-    if len(text) - len(before) > _HEADER_LENGTH:
-        before = text
-    # The name of a section in any case: what follows the last line end or full stop.
-    start = max(before.rfind(end) for end in "\n.;") + 1
-    return before[:start] if before[start:].strip().lower() in _NAMES else before
+    """Return what stands before a colon without the header that ends in it.
+
+    Whole reports are written in capitals, too. So a name that is not known is a header only where it has a line to
+    itself: on the line of another section, the same capitals are what that section says.
+    """
+    above, end, line = text.rpartition("\n")
+    tail = line[-_HEADER_LENGTH:]
+    for word in re.finditer(r"(?<!\S)\S", tail):
+        if tail[word.start() :].strip().lower() in _NAMES:
+            return above + end + line[: len(line) - len(tail) + word.start()]
+    is_alone = end and len(line) <= _HEADER_LENGTH and _HEADER_LETTERS.issuperset(line.rstrip("\r"))
+    return above + end if is_alone else text

@@ -187,7 +187,7 @@ def test_release_2_1_0_has_radiologists_labels_for_test_studies(root: Path, capl
         first, _, third = list_records("mimic", root)
     assert third.labels == {"Lung Opacity": 1}
     assert first.labels == {FINDINGS[0]: 1, FINDINGS[1]: 0, FINDINGS[2]: -1}
-    assert "split.csv.gz: it has 1 of the 2 test studies of mimic-cxr-2.1.0-test-set-labeled.csv" in caplog.text
+    assert "test-set-labeled.csv: it has 1 of the 1 test studies of mimic-cxr-2.0.0-split.csv.gz" in caplog.text
 
 
 def test_the_radiologists_table_may_lack_no_finding_and_nothing_else(root: Path) -> None:

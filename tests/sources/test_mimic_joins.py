@@ -7,12 +7,14 @@ import gzip
 import logging
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from mrm_stream.errors import SourceError
-from mrm_stream.sources.mimic_tables import FINDINGS
+from mrm_stream.sources.joins import Join
+from mrm_stream.sources.mimic_tables import FINDINGS, Splits, read_labels
 from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.registry import list_records
 from mrm_stream.storage import place_of
@@ -122,8 +124,8 @@ def test_rounded_ids_are_refused_by_name(tmp_path: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("table", ["mimic-cxr-2.0.0-chexpert", LABELED])
-def test_a_table_of_other_studies_is_an_error(tmp_path: Path, source: str, table: str) -> None:
+def test_a_table_of_other_studies_is_an_error(tmp_path: Path, source: str) -> None:
+    table = "mimic-cxr-2.0.0-chexpert"
     other = _rewritten(SOURCES[source][table], lambda cell: str(int(cell) + 100), "study_id")
     with pytest.raises(SourceError, match="none of the 4 ") as caught:
         list_records(source, _write(tmp_path, SOURCES[source] | {table: other}))
@@ -190,14 +192,31 @@ def test_reports_that_were_unpacked_beside_their_zip_are_compared_with_it(tmp_pa
     assert read_report(root, records[1])
 
 
-def test_below_a_remote_root_one_form_of_the_reports_must_go(tmp_path: Path) -> None:
+def test_below_a_remote_root_the_zip_is_read_and_the_other_form_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PhysioNet's own buckets have both, and nobody can move one away there."""
     root = _write(tmp_path, JPG_TABLES)
     _zip(root)
     remote = place_of(f"memory://{tmp_path.name}")
     for path in root.rglob("*.*"):
         (remote / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())
-    with pytest.raises(SourceError, match=r"the reports are there twice: in mimic-cxr-reports\.zip, and unpacked"):
-        list_records("mimic", remote)
+    records = list_records("mimic", remote)
+    assert all(str(record.report_path).startswith("mimic-cxr-reports.zip::") for record in records)
+    assert caplog.text.count("the reports are there twice; those of mimic-cxr-reports.zip are read") == 1
+
+
+@pytest.mark.parametrize("count", [49, 50])
+def test_a_few_test_studies_may_have_no_labels_of_radiologists_and_many_may_not(tmp_path: Path, count: int) -> None:
+    table = tmp_path / "mimic-cxr-2.0.0-chexpert.csv"
+    header = ",".join(("subject_id", "study_id", *FINDINGS))
+    table.write_text("\n".join([header, *(f"1,{study}{',' * len(FINDINGS)}" for study in range(1, count + 1))]))
+    theirs = ",".join(("study_id", *("Airspace Opacity" if name == "Lung Opacity" else name for name in FINDINGS)))
+    (tmp_path / f"{LABELED}.csv").write_text(f"{theirs}\n999{',' * len(FINDINGS)}\n")
+    studies = {str(study): True for study in range(1, count + 1)}
+    splits = Splits(Path("split.csv"), Join({}, "split.csv", "images"), studies)
+    with pytest.raises(SourceError, match="none of the 50 test studies") if count == 50 else nullcontext():
+        read_labels(tmp_path, table, splits)
 
 
 @pytest.mark.parametrize(
