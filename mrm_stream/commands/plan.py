@@ -9,6 +9,10 @@ import click
 _SAMPLES_PER_RANK = 64
 
 
+_LARGEST = 10**10
+"""Samples: their shards' sizes take 80 MB, and a hundred times as many more time than anybody waits."""
+
+
 class _Whole(click.ParamType[int]):
     """A whole number, which may be written as 1e9."""
 
@@ -18,10 +22,10 @@ class _Whole(click.ParamType[int]):
         """Return the number."""
         try:
             number = float(value)
-            if number < 1 or number != int(number):
+            if not 1 <= number <= _LARGEST or number != int(number):
                 raise ValueError
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a whole number of at least 1, such as 1e9", param, ctx)
+            self.fail(f"{value!r} is not a whole number from 1 to {float(_LARGEST):.0e}, such as 1e9", param, ctx)
         return int(number)
 
 

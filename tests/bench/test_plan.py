@@ -147,7 +147,7 @@ def test_the_command_takes_sizes_as_people_write_them() -> None:
     assert "4 ranks, 4 a node; 256 samples a step" in result.output
 
 
-@pytest.mark.parametrize("text", ["1.5", "0", "-3", "many", "1e400", "nan"])
+@pytest.mark.parametrize("text", ["1.5", "0", "-3", "many", "1e99", "1e400", "nan"])
 def test_what_is_no_number_of_samples_is_refused(text: str) -> None:
     result = CliRunner().invoke(plan, ["--ranks", "4", f"--samples={text}"])
     assert result.exit_code == 2
