@@ -31,6 +31,8 @@ from mrm_stream.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha2
 from mrm_stream.strict import parse_json
 
 FORMAT, VERSION = "mrm-stream-checkpoint", 2
+EARLIER = 1
+"""The version before: its state.json has no SHA-256 of its own. What it holds can be exported and looked at."""
 _MODEL, _MOMENTS, _STATE = "model.safetensors", "moments.safetensors", "state.json"
 
 log = logging.getLogger(__name__)
@@ -171,9 +173,11 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot be read: {error}", where=directory) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError("is not a checkpoint of mrm_stream", where=directory / _STATE)
+    if state.get("version") == EARLIER:
+        return state
     if state.get("version") != VERSION:
         raise CheckpointError(
-            f"has version {state.get('version')!r}, not {VERSION}",
+            f"has version {state.get('version')!r}, not {EARLIER} or {VERSION}",
             where=directory / _STATE,
             remedy="Use the release that wrote it.",
         )

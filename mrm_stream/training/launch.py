@@ -50,11 +50,12 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
     settings = with_places(load_config(config, overrides), shards=shards, out=out)
     count = ranks or _devices()
     _check(settings, count)
-    command = [sys.executable, "-m", "mrm_stream.training.torchrun", "--standalone", f"--nproc_per_node={count}"]
-    command += [str(_SCRIPT), "--config", str(config)]
-    command += ["--shards", settings.data.shards, "--out", settings.run.out]
-    command += [word for override in overrides for word in ("--set", override)]
     with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
+        command = [sys.executable, "-m", "mrm_stream.training.torchrun", "--standalone", f"--nproc_per_node={count}"]
+        command += [f"--log-dir={folder}"]  # A folder of its own making would stay behind.
+        command += [str(_SCRIPT), "--config", str(config)]
+        command += ["--shards", settings.data.shards, "--out", settings.run.out]
+        command += [word for override in overrides for word in ("--set", override)]
         error_file = Path(folder) / "error.json"
         status, asked = _wait(command, error_file)
         error = error_left(error_file)

@@ -26,7 +26,7 @@ from mrm_stream.packing.journal import set_around
 from mrm_stream.publish import FILE_MODE, check_folder, make_private_folder, publish_bytes
 from mrm_stream.storage import place_of
 from mrm_stream.stream.opening import fingerprint_of
-from mrm_stream.training.checkpoint import checkpoints_in, read_state
+from mrm_stream.training.checkpoint import EARLIER, checkpoints_in, read_state
 
 CONFIG, ENCODER, COMPLETE = "config.yaml", "encoder.safetensors", "complete.json"
 _LOCK = ".lock"
@@ -145,10 +145,16 @@ def _changed(out: Path, config: Config) -> tuple[str, ...]:
 def _check_data(out: Path, data: DataConfig) -> None:
     for directory in checkpoints_in(out):
         try:
-            loader = read_state(directory)["loader"]
-            saved = loader["fingerprint"]
+            state = read_state(directory)
+            saved = state["loader"]["fingerprint"]
         except (CheckpointError, KeyError, TypeError):
             continue  # Damaged, and told so when it is opened: an older one is resumed then.
+        if state["version"] == EARLIER:
+            raise ConfigError(
+                "holds a run of an earlier release, which had other positions and another loss over masked tokens",
+                where=out,
+                remedy="Begin another in a directory of its own; `mrm-stream export` still saves this one's encoder.",
+            )
         if saved != fingerprint_of(data):
             raise ConfigError(
                 "holds a run of other data: of another packed set or split, or of sets in another order",

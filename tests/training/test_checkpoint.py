@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 from pathlib import Path
@@ -81,8 +82,8 @@ def test_when_all_are_damaged_it_says_so_rather_than_start_again(tmp_path: Path)
 
 def test_one_of_another_version_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1) / "state.json"
-    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
-    with pytest.raises(CheckpointError, match="has version 1, not 2"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(CheckpointError, match="has version 3, not 1 or 2"):
         open_checkpoint(path.parent)
 
 
@@ -140,3 +141,16 @@ def test_all_that_is_renamed_is_on_the_disk_before(tmp_path: Path, monkeypatch: 
     assert {*done[:at]} == files | {"sync .step-00000001.tmp"}
     assert done[at - 1] == "sync .step-00000001.tmp"
     assert done[at + 1 :] == ["sync checkpoints"]
+
+
+def test_one_of_the_version_before_is_read_and_its_tensors_are_compared(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    state = json.loads((folder / "state.json").read_text())
+    del state["sha256"]["state.json"]
+    (folder / "state.json").write_text(json.dumps(state | {"version": 1}))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state["step"] == 1
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        open_checkpoint(folder)

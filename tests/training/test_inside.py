@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrm_stream.config_file import load_config
-from mrm_stream.errors import MrmStreamError, TrainingError
+from mrm_stream.errors import ConfigError, MrmStreamError, TrainingError
 from mrm_stream.publish import sha256_of
 from mrm_stream.runtime import Runtime, start_runtime
 from mrm_stream.training import loop
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
 from mrm_stream.training.engine import disconnect
-from mrm_stream.training.loop import Pretraining, make_model
+from mrm_stream.training.loop import Pretraining, load_run, make_model
 from mrm_stream.training.metrics import read_metrics
 from tests.training.runs import SETTINGS
 
@@ -302,3 +302,13 @@ def test_every_tensor_of_a_checkpoint_changes_what_is_resumed(
 
 def test_the_count_of_adam_s_steps_changes_what_is_resumed(opened: Opened, saved: Path, unchanged: object) -> None:
     assert resumed(opened, saved, lambda parts: parts["moments"]["step"].fill_(40.0)) != unchanged
+
+
+def test_a_run_of_an_earlier_release_is_told_as_that_and_not_resumed(opened: Opened, saved: Path) -> None:
+    shutil.copytree(saved, opened.out)
+    (folder,) = (opened.out / "checkpoints").iterdir()
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"version": 1}))
+    with pytest.raises(ConfigError, match="a run of an earlier release"), opened():
+        pass
+    assert load_run(opened.out)[1].state["step"] == SAVED_AT
