@@ -63,7 +63,7 @@ def test_twenty_epochs_add_nothing(
     found: list[tuple[int, int, int]] = []
     for epoch in range(WARM_UP + EPOCHS + 1):
         for _ in range(steps):
-            batch = next(loader)
+            batch = next(loader).take()
             assert len(batch.image_hr_BCHW) == choices["batch_size"]
         if way == "a loader an epoch":
             state = json.loads(json.dumps(loader.state_dict()))
