@@ -23,7 +23,6 @@ model:
   image_encoder: {width: 32, depth: 1, heads: 2}
   image_decoder: {width: 32, depth: 1, heads: 2}
   report_decoder: {width: 32, depth: 1, heads: 2, feed_forward: 32, dropout: 0.2}
-engine: {precision: fp32}
 optim: {batch_size: 6, epochs: 4, warmup_epochs: 1, base_lr: 0.1}
 run: {log_every: 3, save_every: 8}
 """

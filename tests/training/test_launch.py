@@ -31,7 +31,8 @@ def launch(run: Run, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_ranks_do_not_outlive_a_launcher_that_is_killed(run: Run) -> None:
-    process = subprocess.Popen(command(run, "optim.epochs=4000"), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    arguments = command(run, "optim.epochs=4000", "run.save_every=100000")
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     wait_until(lambda: bool(run.metrics()), process)
     assert len(run.processes()) == 4  # The launcher, torchrun, two ranks.
     process.kill()
