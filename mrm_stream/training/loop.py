@@ -133,15 +133,12 @@ class Pretraining:
         # Nothing is written until all that can be refused was, a checkpoint taken up among it: a run that is found
         # here must stay what it is, and a mistake in a new one leaves no directory behind.
         seen = self.ranks.first(lambda: check_run(self.out, config))
-        self.shards = open_data(config.data)
+        # Each rank opens for itself, on its machine: what only one lacks ends them all, and all say why.
+        self.shards = self.ranks.all(lambda: open_data(config.data))
         self.steps = total_steps(len(self.shards), config.optim)
-        model = make_model(config, self.shards.reports.vocabulary)
-        self.batches = make_batches(config, self.shards, runtime.device)
+        self.batches = self.ranks.all(lambda: make_batches(config, self.shards, runtime.device))
         checkpoint = self._newest()
-        if checkpoint is not None:
-            load_weights(model, checkpoint.weights(), checkpoint.directory)
-        elif config.run.init:
-            initialise(model, Path(config.run.init))
+        model = self.ranks.all(lambda: self._make_model(checkpoint))
         self.engine = Engine(model, config, runtime)
         self.loader: Loader[Handover[Batch]] = Loader(
             self.shards,
@@ -273,7 +270,15 @@ class Pretraining:
 
         # One rank chooses: ranks that each looked for themselves could continue from different steps.
         directory = self.ranks.first(choose)
-        return open_checkpoint(directory) if directory is not None else None
+        return self.ranks.all(lambda: open_checkpoint(directory) if directory is not None else None)
+
+    def _make_model(self, checkpoint: Checkpoint | None) -> MaskedRecordModel:
+        model = make_model(self.config, self.shards.reports.vocabulary)
+        if checkpoint is not None:
+            load_weights(model, checkpoint.weights(), checkpoint.directory)
+        elif self.config.run.init:
+            initialise(model, Path(self.config.run.init))
+        return model
 
     def _begin(self, seen: Sequence[Path]) -> None:
         self._lock = prepare_run(self.out, self.config, seen)
@@ -302,7 +307,7 @@ class Pretraining:
                 where=checkpoint.directory,
                 remedy="Give the packed set that the run was begun with, or begin a new run.",
             )
-        self.engine.load_moments(checkpoint.moments())
+        self.engine.load_moments(self.ranks.all(checkpoint.moments))
         self.loader.load_state_dict(state["loader"])
         self.window.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)
         self.step, self._skipped_before = state["step"], state["skipped_steps"]

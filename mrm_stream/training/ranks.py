@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from mrm_stream.errors import MrmStreamError
+from mrm_stream.access import naming_files
+from mrm_stream.errors import MrmStreamError, TrainingError
 from mrm_stream.runtime import Runtime, ended_by_signals
 from mrm_stream.training.engine import connect
 from mrm_stream.training.rendezvous import CONNECT_S
@@ -61,6 +62,34 @@ class Ranks:
         result = box[0]
         if isinstance(result, FirstRankFailedError):
             raise result
+        return result
+
+    def all(self, action: Callable[[], T]) -> T:
+        """Run `action`, which must not call the other ranks, on every rank, and return this rank's result.
+
+        Raises:
+            MrmStreamError: What `action` raised here.
+            TrainingError: On the first rank, where it raised on others alone: the first of those, and what it said.
+            FirstRankFailedError: On the rest, if it raised on any: none is left waiting.
+        """
+        failure: Exception | None = None
+        told: tuple[str, str | None, str | None] | None = None
+        try:
+            with naming_files():
+                result = action()
+        except MrmStreamError as error:
+            failure, told = error, (error.what, error.where, error.remedy)
+        except Exception as error:  # A mistake of ours, too, must not leave the others waiting.
+            failure, told = error, (type(error).__name__, None, None)
+        said = self.gather(told)
+        if failure is not None:
+            raise failure
+        for rank, other in enumerate(said):
+            if other is not None:
+                if not self._runtime.is_first:
+                    raise FirstRankFailedError(f"rank {rank} failed")
+                what, where, remedy = other
+                raise TrainingError(f"rank {rank} failed: {what}", where=where, remedy=remedy)
         return result
 
     def any(self, flag: bool) -> bool:

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from mrm_stream.config_file import load_config
-from mrm_stream.errors import DamagedSamplesError, MrmStreamError
+from mrm_stream.errors import DamagedSamplesError, MrmStreamError, ShardError
 from mrm_stream.runtime import Runtime, start_runtime
+from mrm_stream.training import loop
 from mrm_stream.training.batches import BatchMaker
 from mrm_stream.training.checkpoint import newest_checkpoint
 from mrm_stream.training.engine import Engine, disconnect
 from mrm_stream.training.loop import pretrain
 from mrm_stream.training.metrics import read_metrics
 
-make_batch, take_step = BatchMaker.__call__, Engine.step
+make_batch, take_step, open_data = BatchMaker.__call__, Engine.step, vars(loop)["open_data"]
 
 
 def undisturbed() -> None:
@@ -76,6 +77,15 @@ def asked_to_stop() -> None:
     Engine.step = step  # type: ignore[method-assign]
 
 
+def no_shards() -> None:
+    """The machine does not have the data set."""
+
+    def open_nothing(*_: object) -> Any:
+        raise ShardError("planted: no such set", where="/mnt/set", remedy="Mount it.")
+
+    vars(loop)["open_data"] = open_nothing
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     "undisturbed": undisturbed,
     "damaged sample": damaged_sample,
@@ -83,19 +93,22 @@ PLANTS: dict[str, Callable[[], None]] = {
     "higher losses": other_losses(lambda value: value + 10),
     "losses that are not finite": other_losses(lambda value: value * float("nan")),
     "asked to stop": asked_to_stop,
+    "no shards": no_shards,
 }
 
 
 def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     """Train four steps and tell how that ended, what was logged, and what was saved."""
     short = ["optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32"]
+    said = None
     try:
         complete: object = pretrain(load_config(settings, [*short, f"run.out={out}"]), runtime)
     except MrmStreamError as error:
-        complete = type(error).__name__
+        complete, said = type(error).__name__, str(error)
     saved = newest_checkpoint(out)
     return {
         "complete": complete,
+        "said": said,
         "seed": torch.initial_seed(),
         "metrics": read_metrics(out),
         "state": saved.state if saved else None,
@@ -109,6 +122,7 @@ def main(settings: Path, out: Path) -> None:
             plant()
         told = {"case": name, "rank": runtime.rank, **outcome(settings, out / name.replace(" ", "-"), runtime)}
         BatchMaker.__call__, Engine.step = make_batch, take_step  # type: ignore[method-assign]
+        vars(loop)["open_data"] = open_data
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
     disconnect()

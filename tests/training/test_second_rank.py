@@ -78,3 +78,10 @@ def test_its_sums_are_saved_beside_the_first_one_s(told: Told) -> None:
     first, second = told["asked to stop"][0]["state"]["windows"]
     assert first["steps"] == second["steps"] == 2
     assert all(first["sums"][name] != second["sums"][name] for name in ("loss", "image_loss", "report_loss"))
+
+
+def test_what_it_cannot_open_is_told_by_the_first_too(told: Told) -> None:
+    first, second = told["no shards"]
+    assert (first["complete"], second["complete"]) == ("TrainingError", "ShardError")
+    assert first["said"] == "/mnt/set: rank 1 failed: planted: no such set\n  Mount it."
+    assert first["metrics"] == []
