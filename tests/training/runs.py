@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parents[2] / "mrm_stream" / "train.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "mrm_stream" / "train.py"
 SETTINGS = """
 data: {hr_size: 64, lr_size: 32, report_length: 24, window: 2, threads: 1}
 model:
@@ -30,7 +31,8 @@ STEPS = 24
 """36 training samples x 4 epochs / 6."""
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+"""With a path to the tests themselves: scripts that are run below a launcher share code with them."""
 
 
 def torchrun_command(arguments: list[str], *, ranks: int) -> list[str]:
