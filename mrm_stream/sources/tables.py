@@ -57,10 +57,12 @@ def find_table(root: Place, name: str) -> Place:
     """
     found = find_optional_table(root, name)
     if found is None:
+        folder, is_in_folder, _ = name.partition("/")
+        held = f"{folder}/ with this table in it" if is_in_folder else "this table"
         raise SourceError(
             f"there is neither {name}.gz nor {name}",
             where=root,
-            remedy="Give the directory that holds this table as root.",
+            remedy=f"Give the directory that holds {held} as root.",
         )
     return found
 

@@ -169,3 +169,13 @@ def test_a_missing_column_or_folder_is_named(tmp_path: Path) -> None:
     (root / "test").rmdir()
     with pytest.raises(SourceError, match="there are no images"):
         list_records("vindr", root)
+
+
+@pytest.mark.parametrize("missing", ["image_labels_train", "annotations_test"])
+def test_of_a_missing_table_the_root_is_told_and_not_the_folder_below_it(tmp_path: Path, missing: str) -> None:
+    (_write(tmp_path) / "annotations" / f"{missing}.csv").unlink()
+    with pytest.raises(SourceError) as caught:
+        list_records("vindr", tmp_path)
+    assert caught.value.where == str(tmp_path)
+    assert f"neither annotations/{missing}.csv.gz nor" in caught.value.what
+    assert caught.value.remedy == "Give the directory that holds annotations/ with this table in it as root."
