@@ -57,6 +57,8 @@ REFUSED = [
     (f"{TRAIN} --shards sets/a --out new/run --set method.mask_ratio=0.9999", "hides all"),
     (f"{TRAIN} --shards sets/a --out new/run --set 'data={{threads: 1, threads: 2}}'", "given twice"),
     (f"{TRAIN} --shards sets/a --out junk.json/run", "Not a directory"),
+    (f"{TRAIN} --shards sets/a --out new/run --set run.init=run", "mrm-stream export --run run"),
+    (f"{TRAIN} --shards sets/a --out new/run --set run.init=absent.pth", "absent.pth: no such file"),
     # In each other's folders.
     (f"{TRAIN} --shards sets/a --out sets/a", "is, or lies in, the packed set"),
     (f"{TRAIN} --shards sets/a --out sets/a/run", "is, or lies in, the packed set"),

@@ -14,12 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mrm_stream.access import is_file, is_there, storage_error
-from mrm_stream.errors import CheckpointError
+from mrm_stream.access import check_readable, is_file, is_folder, is_there, matching
+from mrm_stream.errors import CheckpointError, command_line
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAME_LIMIT = 100
 """Characters of a tensor's name that a message repeats."""
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_OF_A_RUN = ("encoder.safetensors", "config.yaml", "checkpoints")
+"""What a run's directory holds: its encoder, once it is complete, and what tells that it is one before."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -29,8 +32,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The file is absent, damaged, or holds something else.
+        StorageError: It may not be read.
     """
-    _check_regular(path)
+    check_is_file(path)
     try:
         content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except CheckpointError:
@@ -41,8 +45,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             where=path,
             remedy="Convert it to safetensors where it comes from.",
         ) from None
-    except PermissionError as error:
-        raise storage_error(error, path) from error
     except Exception as error:
         # Of a file that is none of theirs, the readers say KeyError, IndexError, struct.error, AssertionError, ...
         raise CheckpointError(
@@ -55,6 +57,22 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ):
         raise CheckpointError("holds no table of tensors, nor one named `model`", where=path)
     return dict(content)
+
+
+def check_is_file(path: Path) -> None:
+    """Check that there is a file to read tensors from: a pipe would never end, nor /dev/zero.
+
+    Raises:
+        CheckpointError: There is none, or something else: of a folder, what to give in its place.
+        StorageError: It may not be read.
+    """
+    if not is_there(path):
+        raise CheckpointError("no such file", where=path)
+    if is_folder(path):
+        raise _folder(path)
+    if not is_file(path):
+        raise CheckpointError("is not a regular file", where=path, remedy="Give the file of a checkpoint.")
+    check_readable(path)
 
 
 def fault_of(tensor: Tensor) -> str | None:
@@ -80,12 +98,22 @@ def name_to_tell(name: str) -> str:
     return ascii(name[:_NAME_LIMIT]) + ("..." if len(name) > _NAME_LIMIT else "")
 
 
-def _check_regular(path: Path) -> None:
-    """A pipe would never end, nor /dev/zero."""
-    if not is_there(path):
-        raise CheckpointError("no such file", where=path)
-    if not is_file(path):
-        raise CheckpointError("is not a regular file", where=path, remedy="Give the file of a checkpoint.")
+def _folder(path: Path) -> CheckpointError:
+    """Return the error for a folder, which names the file in it that was probably meant."""
+    names = [entry.name for entry in matching(path, "*")]
+    encoder, *marks = _OF_A_RUN
+    files = [name for name in names if name.endswith(_SUFFIXES)]
+    if encoder in files:
+        remedy = f"It holds an encoder: give {path / encoder}."
+    elif set(marks) <= set(names):
+        remedy = f"It is a run: {command_line('mrm-stream', 'export', '--run', path)} --out FILE.safetensors saves one."
+    elif len(files) == 1:
+        remedy = f"Did you mean {path / files[0]}?"
+    else:
+        remedy = "Name the file itself."
+    return CheckpointError(
+        "is a folder, where the file of a checkpoint or of an exported encoder is wanted", where=path, remedy=remedy
+    )
 
 
 def _unpickled(path: Path) -> Any:

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mrm_stream.access import check_readable, is_there
+from mrm_stream.access import is_there
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, with_places
 from mrm_stream.errors import ConfigError, TrainingError
+from mrm_stream.model.checkpoint_file import check_is_file
 from mrm_stream.stream.opening import open_data
 from mrm_stream.training.engine import batch_sizes
 from mrm_stream.training.launched import error_left
@@ -85,7 +86,7 @@ def _check(settings: Config, ranks: int) -> None:
     check_places(settings)
     batch_sizes(settings.optim, ranks)
     if not check_run(Path(settings.run.out), settings) and settings.run.init:
-        check_readable(Path(settings.run.init))
+        check_is_file(Path(settings.run.init))
     shards = open_data(settings.data)
     shards.tokenizer_file()
     shards.close()

@@ -76,13 +76,33 @@ def test_ten_thousand_files(make_model: Maker, tmp_path: Path, seed: int) -> Non
     assert _peak() - start < MEMORY
 
 
-@pytest.mark.parametrize("name", ["folder", "pipe", "endless"])
+@pytest.mark.parametrize("name", ["pipe", "endless"])
 def test_what_is_no_file_is_refused_at_once(make_model: Maker, tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless").symlink_to("/dev/zero")
     with pytest.raises(CheckpointError, match="is not a regular file"):
         initialise(make_model(), tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ((), "Name the file itself."),
+        (("notes.txt", "mae.pth"), "Did you mean {}/mae.pth?"),
+        (("model.safetensors", "moments.safetensors", "state.json"), "Name the file itself."),
+        (("encoder.safetensors", "config.yaml", "checkpoints"), "It holds an encoder: give {}/encoder.safetensors."),
+        (("config.yaml", "checkpoints"), "It is a run: mrm-stream export --run {} --out FILE.safetensors saves one."),
+    ],
+    ids=["empty", "one", "several", "run", "unfinished"],
+)
+def test_of_a_folder_the_file_that_was_meant_is_named(
+    make_model: Maker, tmp_path: Path, held: tuple[str, ...], said: str
+) -> None:
+    for name in held:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is a folder, where the file of a checkpoint") as caught:
+        initialise(make_model(), tmp_path)
+    assert caught.value.remedy == said.format(tmp_path)
 
 
 def _reset_peak() -> int:
