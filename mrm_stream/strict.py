@@ -77,7 +77,9 @@ class _StrictLoader(yaml.SafeLoader):
                 continue  # Which is refused when the mapping is made.
             line = key_node.start_mark.line + 1
             if key in first_lines:
-                raise DuplicateKeyError(f"{_named(key)} is given twice, in lines {first_lines[key]} and {line}")
+                first = first_lines[key]
+                lines = f"twice in line {line}" if first == line else f"twice, in lines {first} and {line}"
+                raise DuplicateKeyError(f"{_named(key)} is given {lines}")
             first_lines[key] = line
 
 

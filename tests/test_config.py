@@ -39,7 +39,7 @@ def test_of_two_overrides_of_one_setting_the_last_counts() -> None:
     assert load_config(None, ["seed=1", "seed=2"]).seed == 2
     assert load_config(None, ["optim={epochs: 50, warmup_epochs: 1}", "optim.epochs=60"]).optim.epochs == 60
     assert load_config(None, ["optim.epochs=60", "optim={epochs: 50}"]).optim.epochs == 50
-    with pytest.raises(ConfigError, match="--set data: the key 'threads' is given twice"):
+    with pytest.raises(ConfigError, match="--set data: the key 'threads' is given twice in line 1\n"):
         load_config(None, ["data={threads: 1, threads: 2}"])
 
 

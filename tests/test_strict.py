@@ -27,7 +27,7 @@ from mrm_stream.training.metrics import read_metrics
         ("data: {threads: 1}\nseed: 3\ndata: {window: 2}", "the key 'data' is given twice, in lines 1 and 3"),
         ("optim:\n  epochs: 1\n  epochs: 1", "the key 'epochs' is given twice, in lines 2 and 3"),
         ("model:\n  image_encoder:\n    depth: 1\n    'depth': 2", "the key 'depth' is given twice, in lines 3 and 4"),
-        ("a: [{b: 1, b: 2}]", "the key 'b' is given twice, in lines 1 and 1"),
+        ("c: 1\na: [{b: 1, b: 2}]", "the key 'b' is given twice in line 2"),
         ("1: a\ntrue: b", "the key True is given twice, in lines 1 and 2"),
         ("a: &a {b: 1}\nc:\n  <<: *a\n  <<: {d: 1}", "a key is given twice, in lines 3 and 4"),
         ("a: &a\n  b: 1\n  b: 2\nc: {<<: *a}", "the key 'b' is given twice, in lines 2 and 3"),
