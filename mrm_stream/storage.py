@@ -39,9 +39,11 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "UnknownServiceError"}
 
 _PIECE = 16 << 20
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*)?:/")
 
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
+_SCHEMES = {*_OBJECT_STORES, "file", "local", "http", "https", "hf", "ftp", "sftp", "hdfs", "webhdfs", "webdav", "smb"}
+"""What before a colon is taken for a scheme, whatever follows: other names of folders may hold colons."""
 
 _logger = logging.getLogger(__name__)
 
@@ -52,12 +54,26 @@ def local_fault(text: str) -> str | None:
     Taken as they stand, folders named `s3:` or `~` would be made here.
 
     Example:
-        >>> local_fault("runs/first"), local_fault("s3://bucket/runs"), local_fault("~/runs")
+        >>> local_fault("runs/first"), local_fault("s3:bucket/runs"), local_fault("~/runs")
         (None, 'is a URL, where a local path is needed', 'begins with ~, which nothing expands here')
     """
-    if _SCHEME.match(text):
+    if _is_meant_as_url(text):
         return "is a URL, where a local path is needed"
     return f"begins with {text[0]}, which nothing expands here" if text.startswith(("~", "$")) else None
+
+
+def _is_meant_as_url(text: str) -> bool:
+    scheme, separator, _ = text.partition(":")
+    return _SCHEME.match(text) is not None or (bool(separator) and scheme.lower() in _SCHEMES)
+
+
+def _url_remedy(text: str) -> str:
+    """Return what to write in place of a URL whose slashes are missing."""
+    scheme, _, rest = text.partition(":")
+    scheme, rest = scheme.lower(), rest.lstrip("/\\")
+    if scheme not in _SCHEMES - {"file", "local"} or not rest:
+        return "Write a URL as s3://bucket/name, and a path in full."
+    return f"Did you mean {scheme}://{rest}? A folder of this name is ./{text}."
 
 
 def place_of(text: str) -> Place:
@@ -72,11 +88,12 @@ def place_of(text: str) -> Place:
         (PosixPath('shards/mimic'), 'mimic')
     """
     scheme, separator, rest = text.partition("://")
-    if not separator:
+    if not (scheme and separator):
+        if _is_meant_as_url(text):
+            raise StorageError("is neither a path nor a URL", where=text, remedy=_url_remedy(text))
         fault = local_fault(text)
         if fault is not None:
-            what = "is neither a path nor a URL" if _SCHEME.match(text) else fault
-            raise StorageError(what, where=text, remedy="Write a URL as s3://bucket/name, and a path in full.")
+            raise StorageError(fault, where=text, remedy="Write the path in full.")
         return Path(text)
     if scheme in ("file", "local"):
         return Path(rest)

@@ -18,6 +18,7 @@ from mrm_stream.remote import RemotePlace
 from mrm_stream.storage import (
     create_exclusively,
     is_remote,
+    local_fault,
     names_in,
     overwrite,
     place_of,
@@ -60,10 +61,33 @@ def test_paths_are_local_and_urls_are_not() -> None:
     assert is_remote(place_of("memory://bucket/set"))
 
 
-@pytest.mark.parametrize("text", ["s3:/bucket/set", "C:/data"])
-def test_what_is_neither_is_refused(text: str) -> None:
-    with pytest.raises(StorageError, match="neither a path nor a URL"):
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("s3:/bucket/set", "s3://bucket/set"),
+        ("s3:bucket/set", "s3://bucket/set"),
+        ("S3:\\\\bucket", "s3://bucket"),
+        ("gs:bucket", "gs://bucket"),
+        ("https:/host/set", "https://host/set"),
+        ("s3:", None),
+        ("file:set", None),
+        ("://bucket/set", None),
+        ("C:/data", None),
+    ],
+)
+def test_what_is_neither_is_refused_and_what_was_meant_is_named(text: str, meant: str | None) -> None:
+    with pytest.raises(StorageError, match="neither a path nor a URL") as caught:
         place_of(text)
+    assert caught.value.remedy is not None
+    assert ("Did you mean" in caught.value.remedy) == (meant is not None)
+    assert meant is None or f"Did you mean {meant}? " in caught.value.remedy
+    assert local_fault(text) == "is a URL, where a local path is needed"
+
+
+@pytest.mark.parametrize("text", ["./s3:/bucket", "runs:2024/first", "sets/s3:a", "s3"])
+def test_a_folder_whose_name_holds_a_colon_is_a_folder(text: str) -> None:
+    assert place_of(text) == Path(text)
+    assert local_fault(text) is None
 
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/set", "gs://bucket/set"])
