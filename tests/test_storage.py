@@ -358,3 +358,29 @@ def test_an_upload_leaves_nothing_beside_the_file_whether_it_succeeds_or_fails(
     with pytest.raises(StorageError, match="cannot be written"):
         upload(tmp_path / "local", other)
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["a.tar"]
+
+
+def test_an_upload_that_arrives_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a proxy leaves it that ends before the client does, and answers well."""
+    (tmp_path / "local").write_bytes(b"content")
+    (tmp_path / "short").write_bytes(b"cont")
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    for place in (
+        place_of("memory://uploads/a.tar"),
+        RemotePlace(f"file://{tmp_path}/elsewhere/a.tar", use_listings_cache=False),
+    ):
+        assert isinstance(place, RemotePlace)
+        to_cut = [True]
+
+        def cut(
+            local: str, *rest: Any, put: Any = place.fs.put_file, to_cut: list[bool] = to_cut, **settings: Any
+        ) -> None:
+            put(str(tmp_path / "short") if to_cut and to_cut.pop() else local, *rest, **settings)
+
+        monkeypatch.setattr(place.fs, "put_file", cut)
+        upload(tmp_path / "local", place)
+        assert read_whole(place, 100) == b"content"
+        to_cut += [True] * storage.ATTEMPTS
+        with pytest.raises(StorageError, match="fewer bytes arrived"):
+            upload(tmp_path / "local", place)
+    assert read_whole(place, 100) == b"content", "the file that was there stays, where storage has folders"

@@ -25,6 +25,7 @@ from mrm_stream.packing.tokenizer import load_tokenizer, token_strings
 from mrm_stream.records import Box, Record
 from mrm_stream.sources.source import Source
 from mrm_stream.stream.reader import ShardSet
+from tests.packing.images.dicoms import dicom_of, picture
 
 OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=300)
 
@@ -33,10 +34,14 @@ OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=300)
 def pack_records(
     mixed_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Path, Manifest]]:
-    """(change of record number n, Source's has_..., options) -> a set of six records, and its manifest."""
+    """(change of record number n, Source's has_..., options, root) -> a set of six records, and its manifest."""
 
     def run(
-        change: Callable[[Record, int], Record], *, options: PackOptions = OPTIONS, **kind: bool
+        change: Callable[[Record, int], Record],
+        *,
+        options: PackOptions = OPTIONS,
+        root: Path = mixed_set,
+        **kind: bool,
     ) -> tuple[Path, Manifest]:
         images = sorted((mixed_set / "images").glob("good-*"))[:6]
         records = [
@@ -47,7 +52,7 @@ def pack_records(
         monkeypatch.setattr("mrm_stream.sources.registry.find_source", lambda name: source)
         monkeypatch.setattr("mrm_stream.packing.plan.find_source", lambda name: source)
         out = tmp_path / f"set-{len(list(tmp_path.iterdir()))}"
-        return out, pack("made-up", mixed_set, out, options=options)
+        return out, pack("made-up", root, out, options=options)
 
     return run
 
@@ -101,6 +106,18 @@ def test_uncertain_labels(pack_records: Packed, policy: Any, labels: dict[str, i
     )
     assert manifest.options.uncertain == policy
     assert all(sample["labels"] == labels for sample in metadata(out, manifest))
+
+
+def test_the_view_is_the_table_s_or_else_the_dicom_s(pack_records: Packed, tmp_path: Path) -> None:
+    views = [("PA", "AP", "PA"), ("", "AP", "AP"), ("LATERAL", None, "LATERAL"), ("", None, "")] + [
+        ("PA", "PA", "PA")
+    ] * 2
+    for number, (_, written, _) in enumerate(views):
+        (tmp_path / f"{number}.dcm").write_bytes(dicom_of(picture(60, 50, 12), 12, ViewPosition=written))
+    out, manifest = pack_records(
+        lambda record, n: replace(record, key=f"image-{n}", image_path=f"{n}.dcm", view=views[n][0]), root=tmp_path
+    )
+    assert [values["view"] for values in metadata(out, manifest)] == [view for _, _, view in views]
 
 
 def test_a_set_without_reports_holds_neither_text_nor_tokens(pack_records: Packed) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -165,6 +168,44 @@ def test_a_folder_that_cannot_be_written_to_is_named(
         cache.path(entries[1])
     with pytest.raises(StorageError, match=r"disk.*Read-only file system"):
         opened(source, LARGE, disk)
+
+
+def test_what_is_let_go_of_before_it_came_leaves_nothing_open(
+    source: Path,
+    tmp_path: Path,
+    opened: Callable[..., ShardCache],
+    entries: tuple[ShardEntry, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither what is never fetched then, nor what fails: a run of days would have no descriptors left."""
+    monkeypatch.setattr(caching, "FETCHERS", 1)
+    begun, answer = threading.Event(), threading.Event()
+
+    def failing(source: Place) -> Iterator[bytes]:
+        begun.set()
+        answer.wait(60)
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        yield
+
+    def held() -> int:
+        paths = []
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # other threads' come and go
+                paths.append(descriptor.readlink())
+        return sum(path.is_relative_to(tmp_path) and path.suffix == ".use" for path in paths)
+
+    monkeypatch.setattr(caching, "_pieces", failing)
+    cache = opened(source)
+    cache.expect(entries[:4])
+    assert begun.wait(20)
+    assert held() == 4
+    cache.expect([])
+    assert held() == 1, "of the one that is on its way"
+    answer.set()
+    deadline = time.monotonic() + 20
+    while held() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() == 0
 
 
 def test_closing_does_not_wait_for_storage_that_hangs(

@@ -79,6 +79,26 @@ def test_what_another_process_uses_is_not_removed(source: Path, tmp_path: Path, 
         other.close()
 
 
+def test_a_cache_has_the_same_locks_however_its_path_is_written(
+    source: Path, tmp_path: Path, lockless: Lockless, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lockless(tmp_path / "cache", errno.ENOSYS)
+    used, another, _ = read_manifest(source).splits["train"][:3]
+    (tmp_path / "link").symlink_to("cache")
+    monkeypatch.chdir(tmp_path)
+    one = ShardCache(source, tmp_path / "cache", LARGE)
+    others = [ShardCache(source, folder, 1) for folder in (Path("cache"), tmp_path / "link")]
+    try:
+        one.path(used)
+        for other in others:
+            other.path(another)
+            other.let_go(another)
+            assert whole(tmp_path / "cache", used)
+    finally:
+        for cache in (one, *others):
+            cache.close()
+
+
 def test_a_machine_without_any_locks_is_refused(source: Path, tmp_path: Path, lockless: Lockless) -> None:
     lockless(tmp_path, errno.ENOSYS)
     with pytest.raises(StorageError, match="the cache cannot be used: No locks available"):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream import publish
-from mrm_stream.errors import ShardError
+from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.packing.shard import ShardEntry
 from mrm_stream.stream import checksums
 from mrm_stream.stream.checksums import THREADS, Checksums
@@ -172,6 +174,22 @@ def test_damage_is_told_where_the_shard_is_needed_each_time(tmp_path: Path, entr
         with pytest.raises(ShardError, match="cannot be read: No such file"):
             tested.require(6)
     assert not tested.are_all_compared()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ETIMEDOUT])
+def test_what_the_file_is_not_to_blame_for_is_no_damage(
+    tmp_path: Path, entries: list[ShardEntry], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A file server that answers no more, long after the shard was mapped, is mended without touching the set."""
+
+    def failing(path: Path) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checksums, "sha256_of", failing)
+    tested = Checksums(tmp_path, entries)
+    with pytest.raises(StorageError, match="cannot be read") as caught:
+        tested.require(0)
+    assert caught.value.where == str(tmp_path / "0.tar")
 
 
 def test_closed_it_compares_what_is_needed_alone(tmp_path: Path, entries: list[ShardEntry], hashing: Hashing) -> None:

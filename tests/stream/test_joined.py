@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.config import DataConfig
-from mrm_stream.errors import CheckpointError, ShardError, StorageError
+from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, StorageError
 from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.opening import open_data
@@ -68,6 +68,30 @@ def test_a_resumed_mixture_goes_on_and_another_is_refused(roots: tuple[Path, Pat
             refusing.load_state_dict(state)
 
 
+def test_bad_samples_of_any_set_go_into_the_state_and_are_replaced_by_the_next_of_all(roots: tuple[Path, Path]) -> None:
+    bad = {8, 11}
+
+    def transform(draws: Sequence[Draw]) -> list[tuple[str, int]]:
+        if reasons := {slot: "planted" for slot, draw in enumerate(draws) if draw.sample.index in bad}:
+            raise DamagedSamplesError(reasons)
+        return keys(draws)
+
+    def load() -> Loader[list[tuple[str, int]]]:
+        return Loader(joined(roots), transform, seed=3, batch_size=8, window=2, prefetch=1, max_bad_samples=len(bad))
+
+    epochs = 8
+    with load() as batches:
+        seen = [index for _ in range(12 * epochs // 8) for _, index in next(batches)]
+        state = batches.state_dict()
+        rest = next(batches)
+    _, order = joined(roots).order(3, 2).indexes(range(12 * epochs))
+    assert seen == [{8: 9, 11: 0}.get(index, index) for index in order.tolist()]
+    assert set(state["bad_samples"]) == bad
+    with load() as again:
+        again.load_state_dict(state)
+        assert next(again) == rest
+
+
 def test_a_cached_mixture_is_the_same(roots: tuple[Path, Path], tmp_path: Path) -> None:
     with loader(joined(roots)) as direct, loader(joined(roots, cache=tmp_path / "cache")) as cached:
         assert [next(direct) for _ in range(20)] == [next(cached) for _ in range(20)]
@@ -106,6 +130,21 @@ def test_every_set_s_cache_is_counted_and_closed(roots: tuple[Path, Path], tmp_p
     for index in (0, 7):
         with pytest.raises(StorageError, match="the cache was closed"):
             sets.sample(index)
+
+
+def test_the_sets_of_a_mixture_share_the_room_of_the_cache(make_set: MakeSet, tmp_path: Path) -> None:
+    roots = [make_set(name, splits={"train": [2] * 4}, seed=seed) for seed, name in enumerate("ab")]
+    room = 4 * max(tar.stat().st_size for root in roots for tar in root.glob("*.tar"))
+    data = DataConfig(
+        shards=str(roots[0]), mixture={str(roots[1]): 1.0}, cache=str(tmp_path / "cache"), cache_gb=room / 1e9
+    )
+    sets = open_data(data)
+    for shard in range(8):
+        sets.expect([[shard]])
+        sets.sample(2 * shard)
+    sets.expect([])
+    assert sum(tar.stat().st_size for tar in (tmp_path / "cache").rglob("*.tar")) == room
+    sets.close()
 
 
 def test_a_cache_of_any_set_is_one(roots: tuple[Path, Path], tmp_path: Path) -> None:
