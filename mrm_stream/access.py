@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,32 @@ def storage_error(error: OSError, where: Place, what: str = "cannot be read") ->
     else:
         remedy = "See whether the disk or the file server answers; then run the same command again."
     return StorageError(f"{what}: {reason[:1].lower()}{reason[1:]}", where=where, remedy=remedy)
+
+
+def true_cause(error: Exception) -> Exception:
+    """Return what went wrong: over HTTP, fsspec tells whatever it was as a file that is not there."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    status = getattr(cause, "status", None)
+    if isinstance(cause, FileNotFoundError) or status in (404, 410):
+        return error
+    if status in (401, 403):
+        return PermissionError(errno.EACCES, f"{type(cause).__name__}: {str(cause)[:200]}")
+    is_of_the_way = isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
+    return cause if is_of_the_way else error
+
+
+def told_connection(error: BaseException) -> tuple[str, str]:
+    """Return why storage was not reached, and what to check; two empty texts where it was, or that is not known."""
+    link: BaseException | None = error
+    for _ in range(20):  # Some clients' chains lead back into themselves.
+        if getattr(link, "errno", None) == errno.ECONNREFUSED:
+            return "the connection was refused: ", "Check the URL's host and port, and whether a server runs there. "
+        if isinstance(link, socket.gaierror):
+            return "the host is not found: ", "Check the URL's host, and whether this machine has a network. "
+        link = (link.__cause__ or link.__context__) if link is not None else None
+    return "", ""
 
 
 def _mode(path: Path) -> int:

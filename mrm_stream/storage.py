@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from mrm_stream.access import reading, storage_error
+from mrm_stream.access import reading, storage_error, told_connection, true_cause
 from mrm_stream.errors import StorageError
 from mrm_stream.links import checked
 
@@ -138,22 +138,32 @@ def retrying(act: Callable[[], T], where: Place) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return act()
-        except _FINAL:
-            raise
         except Exception as error:  # every client has its own: botocore, aiohttp, asyncio and requests among them
-            if attempt == ATTEMPTS or type(error).__name__ in _FINAL_NAMES:
-                final = type(error).__name__ in _FINAL_NAMES
-                raise StorageError(
-                    f"remote storage failed{'' if final else f' {attempt} times'}: {_told(error)}",
-                    where=where,
-                    remedy="Check the URL and your credentials."
-                    if final
-                    else "Run the same command again when the storage answers: what is done is kept.",
-                ) from error
-            _logger.warning("%s: %s; trying again in %.2g s", where, type(error).__name__, pause)
+            failure = true_cause(error)
+        # Outside of the handler: raised in it, a cause would become the context of what it has caused.
+        if isinstance(failure, _FINAL):
+            raise failure
+        final = type(failure).__name__ in _FINAL_NAMES
+        if attempt == ATTEMPTS or final:
+            raise _failed(failure, where, 0 if final else attempt) from failure
+        _logger.warning("%s: %s; trying again in %.2g s", where, type(failure).__name__, pause)
         time.sleep(pause)
         pause *= 2
     raise AssertionError("unreachable")
+
+
+def _failed(error: Exception, where: Place, attempts: int) -> StorageError:
+    """Return the error of storage that failed so many times, or, 0, of what no other attempt would change."""
+    if not attempts:
+        return StorageError(
+            f"remote storage failed: {_told(error)}", where=where, remedy="Check the URL and your credentials."
+        )
+    what, remedy = told_connection(error)
+    return StorageError(
+        f"remote storage failed {attempts} times: {what}{_told(error)}",
+        where=where,
+        remedy=f"{remedy}Run the same command again when the storage answers: what is done is kept.",
+    )
 
 
 def permitted(act: Callable[[], T], where: Place) -> T:
