@@ -210,7 +210,7 @@ def check_destination(out: Place, may_store: bool) -> None:
 
 def tell_manifest(manifest: Manifest, out: Place) -> None:
     """Say what has been packed, what was assumed for it, and what was left out."""
-    from mrm_stream.packing.manifest import tell_bits
+    from mrm_stream.packing.manifest import tell_bits, tell_padded
 
     splits = ", ".join(f"{manifest.samples(split):,} {split}" for split in manifest.splits)
     size = sum(entry.bytes for entry in manifest.shards()) / 1e9
@@ -218,6 +218,8 @@ def tell_manifest(manifest: Manifest, out: Place) -> None:
     click.echo(f"{splits} samples, {size:.3g} GB, {words}: {out}")
     if manifest.assumed_bits:
         click.echo(f"16-bit PNGs: {tell_bits(manifest.assumed_bits)}; --bits settles it")
+    if manifest.padded:
+        click.echo(tell_padded(manifest.padded))
     if manifest.quarantined:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.quarantined.items())
         click.echo(f"Left out: {reasons}; each is named in {out / 'quarantine.jsonl'}")

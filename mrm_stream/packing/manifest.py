@@ -98,6 +98,9 @@ class Manifest:
 
     None in sets of earlier versions, where values were taken to have 16 bits, and blank images were kept.
     """
+    padded: int = 0
+    """DICOMs packed that declare some of their pixels to be padding: black, and out of the range of grey. Not counted
+    in sets of earlier versions; tokenizing again repeats it."""
     by_lists: bool = False
     """Whether the reference code's list files said what is in which split."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
@@ -134,6 +137,11 @@ def tell_bits(assumed_bits: Mapping[int, int]) -> str:
     """
     counts = [f"{count:,} taken as {bits}-bit" for bits, count in sorted(assumed_bits.items())]
     return ", ".join([*counts[:1], *(count.replace("taken ", "") for count in counts[1:])])
+
+
+def tell_padded(padded: int) -> str:
+    """Return how many DICOMs declare padding, and what became of it."""
+    return f"DICOMs that declare padding: {padded:,}; it is black, and takes no part in the range of grey"
 
 
 def write_manifest(directory: Place, manifest: Manifest, *, staging: Place | None = None) -> None:
@@ -216,6 +224,8 @@ def _to_text(manifest: Manifest) -> bytes:
     else:
         for name in _LATER_OPTIONS:
             del content["options"][name]
+    if manifest.padded:
+        content["padded"] = manifest.padded
     # Of everything else: a flipped bit in a number or a name is found as one in a shard is.
     content["sha256"] = hashlib.sha256(canonical_json(content)).hexdigest()
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True).encode("ascii") + b"\n"
@@ -240,6 +250,7 @@ def _from_json(content: Any) -> Manifest:
         has_masks=MASK_MEMBER in content["members"],
         masks=_masks(content["masks"]) if "masks" in content else None,
         assumed_bits=assumed_bits,
+        padded=_count(content.get("padded", 0)),
         by_lists=content["splits_from"] == "lists",
         quarantined={_text(reason): _count(number) for reason, number in quarantined["by_reason"].items()},
         quarantine_sha256=_sha256(quarantined["sha256"]),

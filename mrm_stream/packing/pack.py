@@ -173,6 +173,7 @@ def _conclude(
         has_masks=plan.has_masks,
         masks=masks,
         assumed_bits=dict(sum((Counter(result.assumed_bits) for result in results.values()), Counter())),
+        padded=sum(result.padded for result in results.values()),
         by_lists=plan.by_lists,
         quarantined=dict(reasons),
         quarantine_sha256=publish_bytes(journal.out / QUARANTINE, _as_lines(rejected), staging=journal.folder),

@@ -87,6 +87,7 @@ class Packed(NamedTuple):
     mask_change: MaskChange | None
     """None where it has no mask, or an empty one."""
     assumed_bits: int | None
+    is_padded: bool
     """See `EncodedImage`."""
 
 
@@ -103,6 +104,8 @@ class ShardResult:
     """A mask each, of those that are not empty."""
     assumed_bits: Mapping[int, int] = field(default_factory=dict)
     """Bits to how many images were packed as if their values had so many."""
+    padded: int = 0
+    """Images some of whose pixels are declared to be padding."""
     is_kept: bool = False
     """Whether an interrupted run had packed it."""
 
@@ -122,15 +125,16 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     rejected: list[Rejected] = []
     mask_changes: list[MaskChange] = []
     assumed_bits: Counter[int] = Counter()
-    bytes_in = 0
+    bytes_in = padded = 0
 
     def samples() -> Iterator[PackedSample]:
-        nonlocal bytes_in
+        nonlocal bytes_in, padded
         for packed in pack_records(job, plan.records):
             if isinstance(packed, Rejected):
                 rejected.append(packed)
                 continue
             bytes_in += packed.bytes_in
+            padded += packed.is_padded
             if packed.mask_change is not None:
                 mask_changes.append(packed.mask_change)
             if packed.assumed_bits is not None:
@@ -142,7 +146,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     if entry is None:  # with an earlier tokenizer there may have been one
         for path in (tar, index_path(tar)):
             remove(path)
-    result = ShardResult(entry, tuple(rejected), bytes_in, tuple(mask_changes), assumed_bits)
+    result = ShardResult(entry, tuple(rejected), bytes_in, tuple(mask_changes), assumed_bits, padded)
     job.journal.note(
         plan.name,
         {
@@ -151,6 +155,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
             "bytes_in": bytes_in,
             "mask_changes": [asdict(change) for change in mask_changes],
             "assumed_bits": assumed_bits,
+            "padded": padded,
             "reports": _reports_digests(job),
         },
     )
@@ -231,7 +236,7 @@ def _pack_record(
         metadata = canonical_json(_metadata(record, encoded))
         png, change = (None, None) if mask is None else (mask.png, mask.change)
         sample = PackedSample(record.key, encoded.jpeg, metadata, tokens, report, png)
-        return Packed(sample, len(data), change, encoded.assumed_bits)
+        return Packed(sample, len(data), change, encoded.assumed_bits, encoded.is_padded)
     except MrmStreamError:
         raise
     except MemoryError:
@@ -302,7 +307,8 @@ def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
         rejected = tuple(Rejected(**line) for line in noted["rejected"])
         mask_changes = tuple(MaskChange(**change) for change in noted["mask_changes"])
         assumed_bits = {int(bits): int(count) for bits, count in noted["assumed_bits"].items()}
-        result = ShardResult(entry, rejected, int(noted["bytes_in"]), mask_changes, assumed_bits, is_kept=True)
+        counts = int(noted["bytes_in"]), mask_changes, assumed_bits, int(noted["padded"])
+        result = ShardResult(entry, rejected, *counts, is_kept=True)
         if noted["reports"] != _reports_digests(job):  # the tokens are of another tokenizer
             return None
     except (ShardError, KeyError, TypeError, ValueError):

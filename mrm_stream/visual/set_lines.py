@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mrm_stream.packing.manifest import tell_bits
+from mrm_stream.packing.manifest import tell_bits, tell_padded
 from mrm_stream.packing.summary import TRAINED_TOKENS, SplitSummary, Summary, percentile, share_of
 
 
@@ -31,6 +31,8 @@ def _lines(summary: Summary) -> Iterator[str]:
     )
     if summary.manifest.assumed_bits:
         yield f"16-bit PNGs: {tell_bits(summary.manifest.assumed_bits)}"
+    if summary.manifest.padded:
+        yield tell_padded(summary.manifest.padded)
     if whole.tokens:
         longer = share_of(whole.tokens, lambda length: length > TRAINED_TOKENS)
         yield (

@@ -19,9 +19,11 @@ from mrm_stream.packing.manifest import MANIFEST, read_manifest, write_manifest
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.repair import repair
+from mrm_stream.packing.retokenize import retokenize
 from mrm_stream.packing.shard import canonical_json, read_index
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
+from tests.packing.images.dicoms import dicom_of, picture
 from tests.packing.images.pngs import png_16
 from tests.packing.test_manifest import make_manifest
 from tests.packing.torture import digests
@@ -126,6 +128,33 @@ def test_bits_and_blank_are_choices_on_the_command_line(root: Path, tmp_path: Pa
     for wrong in (7, 17, "many"):
         assert shard(root, tmp_path / "wrong", "--bits", wrong).exit_code == 2
         assert not (tmp_path / "wrong").exists()
+
+
+def test_the_manifest_counts_declared_padding_however_often_packing_was_interrupted(tmp_path: Path) -> None:
+    root, stored = tmp_path / "source", picture(60, 50, 12)
+    root.mkdir()
+    framed = np.pad(stored, 4, constant_values=4095)
+    files = {f"padded-{number}.dcm": dicom_of(framed, 12, PixelPaddingValue=4095) for number in range(3)}
+    files |= {"declared-only.dcm": dicom_of(stored // 2, 12, PixelPaddingValue=4095), "plain.dcm": dicom_of(stored, 12)}
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    with (root / "training.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image_path", "report_content"), *((name, f"Made-up {name}.") for name in files)])
+
+    def stop(done: Progress) -> None:
+        raise KeyboardInterrupt
+
+    options, out = PackOptions(samples_per_shard=2, short_side=48, vocabulary=200), tmp_path / "set"
+    with pytest.raises(KeyboardInterrupt):
+        pack("training-csv", root, out, options=options, progress=stop)
+    manifest = pack("training-csv", root, out, options=options)
+    assert manifest.padded == 3
+    assert read_manifest(out) == manifest
+    assert json.loads((out / MANIFEST).read_text())["padded"] == 3
+    again = retokenize(out, tmp_path / "again", length=2)
+    assert again.padded == 3
+    told = CliRunner().invoke(main, ["inspect", str(out), "--out", str(tmp_path / "page.html")])
+    assert "DICOMs that declare padding: 3; it is black" in told.output, told.output
 
 
 def test_a_set_of_an_earlier_version_stays_what_it_was(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def _in_first_shard(name: str, value: object) -> Callable[[Any], None]:
         lambda content: content.update(assumed_bits={"17": 1}),
         lambda content: content.update(assumed_bits={"12": -1}),
         lambda content: content.update(assumed_bits={"012": 1}),
+        lambda content: content.update(padded=-1),
+        lambda content: content.update(padded=0),
         lambda content: content.update(members=["jpg", "pkl"]),
         lambda content: content.update(splits_from="elsewhere"),
         lambda content: content.update(splits=[]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +14,14 @@ BLANK_LEVELS = 20
 """Neighbouring grey levels, of 256. The 4,400 real radiographs at hand have 75 or more."""
 
 
-def check_not_blank(grey: NDArray[np.uint8]) -> None:
+def check_not_blank(grey: NDArray[np.uint8], tell: Callable[[], str]) -> None:
     """Refuse an image that is constant, or nearly so: a window that misses the data, a picture in alpha alone.
 
     It is blank where all of its pixels but one in a thousand lie within `BLANK_LEVELS` neighbouring grey levels.
 
     Args:
         grey: All pixels of the picture, of any shape.
+        tell: Says of what values the grey was made, and how; asked where it is blank.
 
     Raises:
         ImageError: It is blank.
@@ -30,7 +33,7 @@ def check_not_blank(grey: NDArray[np.uint8]) -> None:
     if np.convolve(counts, np.ones(BLANK_LEVELS)).max() >= grey.size - stray_pixels(grey.size):
         raise ImageError(
             "image-blank",
-            f"the image is blank: its pixels lie within {BLANK_LEVELS} grey levels, around {_middle(counts)}",
+            f"the image is blank: its pixels lie within {BLANK_LEVELS} grey levels, around {_middle(counts)}; {tell()}",
         )
 
 

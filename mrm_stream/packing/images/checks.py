@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from mrm_stream.errors import RecordError
 
@@ -10,6 +12,8 @@ MAX_SIDE = 20_000
 MAX_PIXELS = 80_000_000
 BITS = range(8, 17)
 """That the values in a PNG of 16 bits may have."""
+OF_8_BITS = "of 0 to 255"
+"""How values become grey that are grey already."""
 Blank = Literal["quarantine", "keep"]
 """What becomes of images with nothing on them; see `check_not_blank`."""
 
@@ -40,6 +44,11 @@ def check_size(height: int, width: int) -> None:
         raise ImageError("image-too-large", f"{width} x {height} pixels are more than a radiograph has")
     if min(height, width) < 1:
         raise ImageError("image-damaged", "the image has no pixels")
+
+
+def told_values(values: NDArray[Any], how: str) -> str:
+    """Return the least and the greatest of a picture's values, and over which range they become grey, in words."""
+    return f"its values are {values.min():,.6g} to {values.max():,.6g}, {how}"
 
 
 def stray_pixels(pixels: int) -> int:

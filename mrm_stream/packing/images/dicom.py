@@ -11,9 +11,10 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -29,7 +30,7 @@ from mrm_stream.packing.images.checks import ImageError, check_size
 from mrm_stream.packing.images.gdcm_process import shared_decoder
 from mrm_stream.packing.images.jpeg import decode_jpeg, stream_format
 from mrm_stream.packing.images.padding import PADDING_KEYWORDS, padding_values
-from mrm_stream.packing.images.rendering import Rendering, Stored, grey_levels
+from mrm_stream.packing.images.rendering import DicomPixels, Rendering, Stored, grey_levels, tell_values
 
 _RLE = "1.2.840.10008.1.2.5"
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
@@ -74,15 +75,25 @@ class _Layout:
     signed: bool
 
 
-def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
-    """Return the grey pixels, the view, such as `PA`, or an empty string, and where padding is, if there may be any.
+@dataclass(frozen=True, slots=True)
+class DecodedDicom:
+    """The picture in a DICOM."""
+
+    grey_HW: NDArray[np.uint8]
+    view: str
+    """Such as `PA`; empty where the file has none."""
+    padding_HW: NDArray[np.bool_] | None
+    """Where padding is; None where the file declares none."""
+    tell: Callable[[], str]
+    """Says of what values the grey was made, and how."""
+
+
+def decode_dicom(data: bytes, rendering: Rendering) -> DecodedDicom:
+    """Return the picture, shape (height, width).
 
     Args:
         data: A DICOM file, with its preamble.
         rendering: How stored values become grey.
-
-    Returns:
-        Pixels and padding of shape (height, width).
 
     Raises:
         ImageError: The file is damaged or cut short, or holds what is not one grey picture of a radiograph's size.
@@ -98,7 +109,8 @@ def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], 
             if layout.signed:
                 values -= (values >> (layout.bits_stored - 1)) << layout.bits_stored
             is_padding = padding_values(header, values, signed=layout.signed)
-            grey = grey_levels(stored_HW, values, is_padding, header, rendering)
+            pixels = DicomPixels(stored_HW, values, is_padding, header)
+            grey = grey_levels(pixels, rendering)
             view = str(header.get("ViewPosition") or "").strip().upper()
     except (MrmStreamError, MemoryError):
         raise
@@ -106,7 +118,8 @@ def decode_dicom(data: bytes, rendering: Rendering) -> tuple[NDArray[np.uint8], 
         # Its messages repeat what is in the file, such as names: they end here.
         raise ImageError("image-damaged", f"the DICOM is damaged ({type(error).__name__})") from None
     padding_HW = is_padding[stored_HW] if is_padding.any() else None
-    return grey[stored_HW], view if _VIEW.fullmatch(view) else "", padding_HW
+    view = view if _VIEW.fullmatch(view) else ""
+    return DecodedDicom(grey[stored_HW], view, padding_HW, partial(tell_values, pixels, rendering))
 
 
 @contextmanager

@@ -9,13 +9,15 @@ every machine makes the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import simplejpeg
 
 from mrm_stream.packing.images.blank import check_not_blank
-from mrm_stream.packing.images.checks import Blank, ImageError
+from mrm_stream.packing.images.checks import OF_8_BITS, Blank, ImageError, told_values
 from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
 from mrm_stream.packing.images.png import grey_of_png, is_png
 from mrm_stream.packing.images.rendering import Rendering
@@ -41,6 +43,8 @@ class EncodedImage:
     """A DICOM's ViewPosition, such as PA; empty where it has none, and for other files."""
     assumed_bits: int | None = None
     """Of the values of a PNG of 16 bits, where they were not given; None for other files."""
+    is_padded: bool = False
+    """Whether it is a DICOM some of whose pixels are declared to be padding."""
 
 
 def encode_image(
@@ -69,16 +73,19 @@ def encode_image(
     if not data:
         raise ImageError("image-empty", "the file is empty")
     view, assumed_bits, padding_HW = "", None, None
+    tell: Callable[[], str]
     if data[_DICOM_PREAMBLE : _DICOM_PREAMBLE + len(_DICOM_MAGIC)] == _DICOM_MAGIC:
         # Loaded when the first DICOM is met: it takes a third of a second.
         from mrm_stream.packing.images.dicom import decode_dicom
 
-        pixels_HW, view, padding_HW = decode_dicom(data, rendering)
+        decoded = decode_dicom(data, rendering)
+        pixels_HW, view, padding_HW, tell = decoded.grey_HW, decoded.view, decoded.padding_HW, decoded.tell
         original_size = height_width(pixels_HW)
     elif is_jpeg(data):
         original_size, pixels_HW = decode_jpeg(data, short_side)
+        tell = partial(told_values, pixels_HW, OF_8_BITS)
     elif is_png(data):
-        pixels_HW, assumed_bits = grey_of_png(data, bits)
+        pixels_HW, assumed_bits, tell = grey_of_png(data, bits)
         original_size = height_width(pixels_HW)
     elif data.startswith(_BARE_DICOM) and data[4:6].isalpha():
         raise ImageError("image-not-an-image", "the file may be a DICOM, but lacks the preamble of a DICOM file")
@@ -87,6 +94,13 @@ def encode_image(
     size = target_size(original_size, short_side)
     grey_HW1 = np.ascontiguousarray(shrink(pixels_HW, size)[..., None])
     if blank == "quarantine":
-        check_not_blank(grey_HW1 if padding_HW is None else pixels_HW[~padding_HW])
+        check_not_blank(grey_HW1 if padding_HW is None else pixels_HW[~padding_HW], tell)
     jpeg = simplejpeg.encode_jpeg(grey_HW1, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
-    return EncodedImage(jpeg=jpeg, original_size=original_size, size=size, view=view, assumed_bits=assumed_bits)
+    return EncodedImage(
+        jpeg=jpeg,
+        original_size=original_size,
+        size=size,
+        view=view,
+        assumed_bits=assumed_bits,
+        is_padded=padding_HW is not None and bool(padding_HW.any()),
+    )

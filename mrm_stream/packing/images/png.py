@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrm_stream.packing.images.checks import BITS, ImageError, check_size, stray_pixels
+from mrm_stream.packing.images.checks import BITS, OF_8_BITS, ImageError, check_size, stray_pixels, told_values
 from mrm_stream.packing.images.histogram import histogram
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -54,8 +55,9 @@ def read_png(data: bytes, convert: Callable[[Image.Image], NDArray[Any]]) -> NDA
         raise ImageError("image-damaged", f"the PNG is damaged ({type(error).__name__})") from error
 
 
-def grey_of_png(data: bytes, bits: int | None = None) -> tuple[NDArray[np.uint8], int | None]:
-    """Return the grey of a PNG of any kind, through its palette, alpha dropped; and the bits assumed, if any were.
+def grey_of_png(data: bytes, bits: int | None = None) -> tuple[NDArray[np.uint8], int | None, Callable[[], str]]:
+    """Return the grey of a PNG of any kind, through its palette, alpha dropped; the bits assumed, if any were; and
+    what tells of its values, as `check_not_blank` asks for it.
 
     Nothing in a PNG of 16 bits says how many of them the values use. Where `bits` does not, the range is that of the
     fewest bits, 8 at least, that hold all pixels but one in a thousand: stray ones, such as letters burnt in, are
@@ -73,13 +75,16 @@ def grey_of_png(data: bytes, bits: int | None = None) -> tuple[NDArray[np.uint8]
     if has_wide_channels(data):
         pixels_HW = _luma(wide_channels(data))
     if pixels_HW.dtype == np.uint8:
-        return pixels_HW, None
+        return pixels_HW, None, partial(told_values, pixels_HW, OF_8_BITS)
     used = _used_bits(pixels_HW)
     if bits is not None and used > bits:
         raise ImageError("image-grey-range", f"the PNG's values use {used} bits: more than {bits} bits")
     top = (1 << (bits or used)) - 1
     levels = (np.minimum(np.arange(1 << 16), top) * 255 + top // 2) // top
-    return levels.astype(np.uint8)[pixels_HW], used if bits is None else None
+    how = (
+        f"taken to be of 0 to {top:,} ({bits} bits, as given)" if bits else f"taken to be of 0 to {top:,} ({used} bits)"
+    )
+    return levels.astype(np.uint8)[pixels_HW], used if bits is None else None, partial(told_values, pixels_HW, how)
 
 
 def has_wide_channels(data: bytes) -> bool:

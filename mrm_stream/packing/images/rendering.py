@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mrm_stream.packing.images.checks import ImageError
+from mrm_stream.packing.images.checks import ImageError, told_values
 from mrm_stream.packing.images.histogram import histogram
 
 if TYPE_CHECKING:
@@ -34,60 +35,92 @@ Stored = NDArray[np.uint8] | NDArray[np.uint16]
 """Pixels as a DICOM stores them, whatever their bits mean."""
 
 
-def grey_levels(
-    stored_HW: Stored,
-    values: NDArray[np.int64],
-    is_padding: NDArray[np.bool_],
-    header: Dataset,
-    rendering: Rendering,
-) -> NDArray[np.uint8]:
-    """Return the grey of each value that a pixel of a DICOM can have: an image then costs one look-up a pixel.
+@dataclass(frozen=True, slots=True)
+class DicomPixels:
+    """The pixels of a DICOM, and what is needed to tell what they mean."""
 
-    Args:
-        stored_HW: The pixels.
-        values: What stored values mean, before any look-up: 256 or 65,536 integers.
-        is_padding: Which of them are padding.
-        header: Where the look-up tables and the window are.
-        rendering: How values become grey.
+    stored_HW: Stored
+    values: NDArray[np.int64]
+    """What the words that a pixel can be mean, before any look-up: 256 or 65,536 integers."""
+    is_padding: NDArray[np.bool_]
+    """Which of the words are padding."""
+    header: Dataset
+    """Where the look-up tables and the window are."""
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many pixels are each word, padding none."""
+        return histogram(self.stored_HW) * ~self.is_padding
+
+
+def grey_levels(pixels: DicomPixels, rendering: Rendering) -> NDArray[np.uint8]:
+    """Return the grey of each word that a pixel can be: an image then costs one look-up a pixel.
 
     Raises:
         ImageError: A table or a window is damaged, or is of a kind that is not known.
     """
-    grey = _grey_of_all(stored_HW, values, is_padding, header, rendering)
-    return np.where(is_padding, np.uint8(0), grey)
+    grey = _equalized(pixels) if rendering == "equalized" else _shown(pixels)
+    return np.where(pixels.is_padding, np.uint8(0), grey)
 
 
-def _grey_of_all(
-    stored_HW: Stored,
-    values: NDArray[np.int64],
-    is_padding: NDArray[np.bool_],
-    header: Dataset,
-    rendering: Rendering,
-) -> NDArray[np.uint8]:
-    """Return the grey of each value, of padding as if it were none."""
-    inverted = header.PhotometricInterpretation == "MONOCHROME1"
-    slope, intercept = _number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)
-    if slope == 0:
-        raise ImageError("image-damaged", "the DICOM's rescaling makes all values one")
+def tell_values(pixels: DicomPixels, rendering: Rendering) -> str:
+    """Return the least and the greatest value of a picture, padding apart, and over which range they become grey."""
+    header, used = pixels.header, pixels.counts() > 0
     if rendering == "equalized":
-        # Of the rescaling only its direction matters here.
-        counts = histogram(stored_HW) * ~is_padding
-        return _equalized(counts, -values if (slope < 0) != inverted else values)
-    if header.get("ModalityLUTSequence"):
-        wide = _look_up(header.ModalityLUTSequence[0], values)[0].astype(np.float64)
+        return told_values(pixels.values[used], "equalized")
+    center, width, function = _window(header)
+    if header.get("VOILUTSequence"):
+        how = "shown by the file's look-up table"
+    elif _is_window(width, function):
+        how = f"shown by the file's window, of width {width:,.6g} around {center:,.6g}"
     else:
-        wide = np.asarray(values * slope + intercept, np.float64)
-    center, width = _number(header, "WindowCenter", 0.0), _number(header, "WindowWidth", 0.0)
-    function = str(header.get("VOILUTFunction") or "LINEAR").strip()
+        how = "shown from the least to the greatest, as the file has no window"
+    return told_values(_wide(pixels)[used], how)
+
+
+def _shown(pixels: DicomPixels) -> NDArray[np.uint8]:
+    """Return the grey of each word as the file has it shown, of padding as if it were none."""
+    header, wide = pixels.header, _wide(pixels)
+    inverted = _is_inverted(header)
+    center, width, function = _window(header)
     if header.get("VOILUTSequence"):
         levels, greatest = _look_up(header.VOILUTSequence[0], np.rint(wide).astype(np.int64))
         levels = greatest - levels if inverted else levels
         return ((levels * 255 + greatest // 2) // greatest).astype(np.uint8)
-    if width >= 1 or (width > 0 and function != "LINEAR"):
+    if _is_window(width, function):
         return _windowed(wide, center, width, function, inverted=inverted)
-    used = wide[(histogram(stored_HW) > 0) & ~is_padding]
+    used = wide[pixels.counts() > 0]
     low, high = (used.min(), used.max()) if used.size else (0.0, 0.0)
     return _ramp(wide, low, high - low, inverted=inverted)
+
+
+def _wide(pixels: DicomPixels) -> NDArray[np.float64]:
+    """Return what each word means after the modality's look-up or rescaling."""
+    header = pixels.header
+    slope, intercept = _slope(header), _number(header, "RescaleIntercept", 0.0)
+    if header.get("ModalityLUTSequence"):
+        return _look_up(header.ModalityLUTSequence[0], pixels.values)[0].astype(np.float64)
+    return np.asarray(pixels.values * slope + intercept, np.float64)
+
+
+def _slope(header: Dataset) -> float:
+    slope = _number(header, "RescaleSlope", 1.0)
+    if slope == 0:
+        raise ImageError("image-damaged", "the DICOM's rescaling makes all values one")
+    return slope
+
+
+def _is_inverted(header: Dataset) -> bool:
+    return bool(header.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _window(header: Dataset) -> tuple[float, float, str]:
+    """Return centre, width and function of the first window; a width of 0 where there is none."""
+    center, width = _number(header, "WindowCenter", 0.0), _number(header, "WindowWidth", 0.0)
+    return center, width, str(header.get("VOILUTFunction") or "LINEAR").strip()
+
+
+def _is_window(width: float, function: str) -> bool:
+    return width >= 1 or (width > 0 and function != "LINEAR")
 
 
 def _number(header: Dataset, keyword: str, default: float) -> float:
@@ -101,7 +134,10 @@ def _number(header: Dataset, keyword: str, default: float) -> float:
     return number
 
 
-def _equalized(counts: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _equalized(pixels: DicomPixels) -> NDArray[np.uint8]:
+    # Of the rescaling only its direction matters here.
+    values = -pixels.values if (_slope(pixels.header) < 0) != _is_inverted(pixels.header) else pixels.values
+    counts = pixels.counts()
     used = values[counts > 0]
     if not used.size:
         return np.zeros(values.size, np.uint8)

@@ -112,7 +112,7 @@ def transcoded(data: bytes, syntax: str) -> bytes:
 
 
 def grey_of(data: bytes) -> NDArray[np.uint8]:
-    return decode_dicom(data, "window")[0]
+    return decode_dicom(data, "window").grey_HW
 
 
 def code_of(data: bytes) -> str:

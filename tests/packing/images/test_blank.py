@@ -102,3 +102,33 @@ def test_an_image_with_little_on_it_is_packed(name: str) -> None:
 def test_no_real_radiograph_is_blank(shared: Path) -> None:
     for path in sorted((shared / "data/openi-256/images").iterdir())[::40]:
         encode_image(path.read_bytes(), short_side=224, quality=95)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("PNG of 16 bits far from black", "its values are 30,000 to 30,999, taken to be of 0 to 32,767 (15 bits)"),
+        ("constant JPEG", "its values are 99 to 99, of 0 to 255"),
+        ("PNG of all the levels and stray pixels", "its values are 60 to 255, of 0 to 255"),
+        ("constant DICOM", "its values are 7 to 7, shown from the least to the greatest, as the file has no window"),
+        ("padded DICOM whose window is below", "shown by the file's window, of width 9 around -90"),
+    ],
+)
+def test_of_a_blank_image_the_values_and_the_range_are_told(name: str, told: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        encode_image(BLANK[name], short_side=80, quality=95)
+    assert told in caught.value.what
+    assert name != "padded DICOM whose window is below" or f"values are {STORED.min():,} to" in caught.value.what
+
+
+def test_given_bits_and_rescaled_or_equalized_values_are_told_as_such() -> None:
+    def told(data: bytes, **choices: Any) -> str:
+        with pytest.raises(ImageError) as caught:
+            encode_image(data, short_side=80, quality=95, **choices)
+        return caught.value.what
+
+    given = told(BLANK["PNG of 16 bits far from black"], bits=16)
+    assert "30,000 to 30,999, taken to be of 0 to 65,535 (16 bits, as given)" in given
+    constant = np.full((80, 100), 7, np.uint16)
+    assert "its values are -86 to -86, shown" in told(dicom_of(constant, 12, RescaleSlope=2, RescaleIntercept=-100))
+    assert "its values are 7 to 7, equalized" in told(dicom_of(constant, 12), rendering="equalized")

@@ -192,12 +192,12 @@ def test_equalized_is_what_opencv_makes() -> None:
     negative = (low + high - stored.astype(np.int64)).astype(np.uint16)
     for photometric, shown in (("MONOCHROME2", stored), ("MONOCHROME1", negative)):
         data = dicom_of(shown, 12, PhotometricInterpretation=photometric, WindowCenter=5, WindowWidth=3)
-        grey = decode_dicom(data, "equalized")[0]
+        grey = decode_dicom(data, "equalized").grey_HW
         difference = np.abs(grey.astype(int) - np.asarray(cv2.equalizeHist(stretched)))
         assert difference.max() <= 1
         assert difference.mean() < 0.02
         assert np.abs(grey.astype(int) - stretched).mean() > 5
-    assert decode_dicom(dicom_of(np.full((8, 8), 7, np.uint16), 12), "equalized")[0].max() == 0
+    assert decode_dicom(dicom_of(np.full((8, 8), 7, np.uint16), 12), "equalized").grey_HW.max() == 0
 
 
 def test_a_falling_rescaling_turns_the_picture() -> None:
@@ -205,7 +205,7 @@ def test_a_falling_rescaling_turns_the_picture() -> None:
     falling = dicom_of(stored, 12, RescaleSlope=-1, RescaleIntercept=4095)
     np.testing.assert_array_equal(grey_of(falling), grey_of(dicom_of(4095 - stored, 12)))
     np.testing.assert_array_equal(
-        decode_dicom(falling, "equalized")[0], decode_dicom(dicom_of(4095 - stored, 12), "equalized")[0]
+        decode_dicom(falling, "equalized").grey_HW, decode_dicom(dicom_of(4095 - stored, 12), "equalized").grey_HW
     )
 
 

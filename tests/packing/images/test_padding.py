@@ -38,9 +38,9 @@ def check(framed_HW: NDArray[Any], inside_HW: NDArray[Any], bits: int, padding: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, of values of another VR
         data = dicom_of(framed_HW, bits, syntax, **more, **padding)
-    expected_HW = decode_dicom(dicom_of(inside_HW, bits, **more), rendering)[0]
+    expected_HW = decode_dicom(dicom_of(inside_HW, bits, **more), rendering).grey_HW
     assert np.ptp(expected_HW) > 100
-    found_HW = decode_dicom(data, rendering)[0]
+    found_HW = decode_dicom(data, rendering).grey_HW
     within = (slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     np.testing.assert_array_equal(found_HW[within], expected_HW)
     assert np.pad(expected_HW, BORDER).sum() == found_HW.sum(), "the frame is not black"
@@ -190,7 +190,7 @@ def test_a_picture_of_nothing_but_padding_is_black(rendering: Rendering, more: A
     data = dicom_of(
         np.full((40, 50), 7, np.uint16), 12, PixelPaddingValue=7, PhotometricInterpretation=photometric, **more
     )
-    assert decode_dicom(data, rendering)[0].max() == 0
+    assert decode_dicom(data, rendering).grey_HW.max() == 0
 
 
 def test_a_padding_that_is_no_number_is_damage() -> None:
