@@ -235,6 +235,24 @@ def test_pieces_join_to_the_whole(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch)
         assert max(map(len, pieces)) <= 7
 
 
+def test_what_comes_cut_short_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length alone tells: the answer was a good one."""
+    monkeypatch.setattr(storage, "_PIECE", 4)
+    place = place_of("memory://fetches/a.tar")
+    assert isinstance(place, RemotePlace)
+    place.write_bytes(b"some content")
+    fetch, short = place.fs.cat_file, [True]
+
+    def cut(*arguments: Any, **settings: Any) -> bytes:
+        content: bytes = fetch(*arguments, **settings)
+        short[0] = not short[0]
+        return content if short[0] else content[:-1]
+
+    monkeypatch.setattr(place.fs, "cat_file", cut)
+    assert read_whole(place, 100) == b"some content"
+    assert list(read_pieces(place)) == [b"some", b" con", b"tent"]
+
+
 def test_listings_are_never_stale(s3: FaultyS3) -> None:
     folder = place("fresh")
     seen = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_report_that_images_share_is_read_once(tmp_path: Path, monkeypatch: py
     assert read == {"1.txt": 1, "2.txt": 1}
     assert "effusion" in vocabulary
     assert "nodule" not in vocabulary
+
+
+def test_each_report_of_the_listing_is_learnt_from_with_or_without_a_study() -> None:
+    texts = ("clear lungs clear", "effusion effusion", "nodule nodule", "opacity opacity")
+    records = tuple(
+        Record(f"image-{number}", "a.jpg", report_text=text, study=study)
+        for number, (text, study) in enumerate(zip(texts, ("", "", "1", "1"), strict=True))
+    )
+    plan = replace(plan_of(Path("nowhere")), shards=(ShardPlan("train-00000", records),))
+    learnt = learn_files(plan, None)
+    assert {"clear", "effusion", "nodule", "opacity"} <= learnt.tokenizer.get_vocab().keys()
+    assert all(text.encode() in learnt.dictionary for text in texts)
 
 
 def test_a_long_reading_says_where_it_is(

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mrm_stream import storage
 from mrm_stream.errors import ShardError
 from mrm_stream.packing.manifest import Manifest, read_manifest, write_manifest
 from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.shard import PackedSample, ShardEntry, canonical_json, read_index, write_shard
 from mrm_stream.packing.summary import UNKNOWN, SplitSummary, percentile, share_of, summarise
+from mrm_stream.remote import RemotePlace
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.storage import Place, place_of
 
@@ -157,11 +159,23 @@ def test_masks_boxes_lists_and_what_is_not_known(tmp_path: Path) -> None:
     assert [sample.mask for sample in summary.shown] == [mask(0), mask(2000), mask(25), mask(300)]
 
 
-def test_remote_storage_gives_the_same_summary(phantom: Path) -> None:
+def test_remote_storage_gives_the_same_summary_even_where_ranges_come_cut_short(
+    phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote = place_of("memory://summary-test/set")
     for file in phantom.iterdir():
         if file.is_file():
             (remote / file.name).write_bytes(file.read_bytes())
+    assert isinstance(remote, RemotePlace)
+    fetch, short = remote.fs.cat_ranges, [True]
+
+    def cut(*arguments: Any, **settings: Any) -> list[bytes]:
+        contents: list[bytes] = fetch(*arguments, **settings)
+        short[0] = not short[0]
+        return contents if short[0] else [*contents[:-1], contents[-1][:-1]]
+
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(remote.fs, "cat_ranges", cut)
     assert summarise(remote) == summarise(phantom)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream.errors import ShardError
+from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.packing.manifest import read_manifest, write_manifest
 from mrm_stream.packing.shard import read_index
 from mrm_stream.stream import reader
@@ -102,6 +102,15 @@ def test_a_tar_of_another_length_is_refused(make_set: MakeSet, change: int) -> N
     os.truncate(tar, tar.stat().st_size + change)
     with pytest.raises(ShardError, match=r"train-00001\.tar.*bytes long"):
         ShardSet.open(root, "train")
+
+
+@pytest.mark.parametrize("name", ["train-00000.tar", "train-00000.idx", "reports.zdict"])
+def test_what_may_not_be_read_is_no_damage(make_set: MakeSet, unprivileged: None, name: str) -> None:
+    root = make_set(splits={"train": [2]})
+    shards = ShardSet.open(root, "train")
+    (root / name).chmod(0)
+    with pytest.raises(StorageError, match=rf"{name}: cannot be read: permission denied"):
+        shards.report(0) if name == "reports.zdict" else shards.sample(0)
 
 
 def test_a_tar_cut_short_after_opening_is_refused(make_set: MakeSet) -> None:
