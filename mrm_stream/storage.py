@@ -124,6 +124,13 @@ def is_remote(place: Place) -> bool:
     return not isinstance(place, Path)
 
 
+def is_within(place: Place, folder: Place) -> bool:
+    """Return whether a place lies in a folder, at any depth; local links are followed."""
+    if isinstance(place, Path) and isinstance(folder, Path):
+        return folder.resolve() in place.resolve().parents
+    return str(place).startswith(f"{str(folder).rstrip('/')}/")
+
+
 def retrying(act: Callable[[], T], where: Place) -> T:
     """Return what `act` returns, tried again with growing pauses while remote storage fails as it does in passing.
 

@@ -197,6 +197,7 @@ def test_tokenize_sections(packed: Path, tmp_path: Path) -> None:
     assert f"a vocabulary of {read_manifest(packed).reports.vocabulary:,}: {out}" in said  # type: ignore[union-attr]
     manifest = read_manifest(out)
     assert manifest.options.sections == ("findings",)
+    assert "nothing would change" in fails("tokenize", out, "--out", tmp_path / "same", "--length", 9)
     says("tokenize", out, "--out", tmp_path / "whole", "--sections", "whole", "--workers", 1)
     assert read_manifest(tmp_path / "whole").options.sections == ()
 
@@ -206,8 +207,8 @@ def test_tokenize_refuses_what_makes_no_sense(packed: Path, tmp_path: Path) -> N
     given = packed / "tokenizer.json"
     assert "are two tokenizers" in fails("tokenize", packed, "--out", out, "--tokenizer", given, "--vocabulary", 90)
     assert "unknown section 'finding'" in fails("tokenize", packed, "--out", out, "--sections", "finding")
-    assert "a set within a set" in fails("tokenize", packed, "--out", packed / "t")
-    assert "already holds shards" in fails("tokenize", packed, "--out", packed)
+    assert "a set within a set" in fails("tokenize", packed, "--out", packed / "t", "--length", 9)
+    assert "already holds shards" in fails("tokenize", packed, "--out", packed, "--length", 9)
     assert not out.exists()
     assert verify(packed) == []
 

@@ -41,6 +41,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "sets" / "a", folder / "damaged")
     next((folder / "damaged").glob("*.tar")).unlink()
     (folder / "junk.json").write_text("{}")
+    (folder / "link").symlink_to("tree")
+    (folder / "lists").mkdir()
+    shutil.copytree(folder / "tree", folder / "sets" / "source" / "tree")
     return folder
 
 
@@ -69,10 +72,18 @@ REFUSED = [
     ("shard --src mimic --root tree --out sets/a", "already holds shards"),
     ("shard --src mimic --root tree --out sets/a/new", "lies in the packed set"),
     ("shard --src mimic --root tree --out tree", "holds other files"),
-    ("tokenize sets/a --out sets/a", "already holds shards"),
-    ("tokenize sets/a --out sets/a/new", "a set within a set"),
-    ("tokenize sets/a --out sets/b/new", "lies in the packed set"),
-    ("tokenize sets/a --out sets", "holds other files"),
+    ("tokenize sets/a --out sets/a --length 9", "already holds shards"),
+    ("tokenize sets/a --out sets/a/new --length 9", "a set within a set"),
+    ("tokenize sets/a --out sets/b/new --length 9", "lies in the packed set"),
+    ("tokenize sets/a --out sets --length 9", "holds other files"),
+    # Which would become a part of the source.
+    ("shard --src mimic --root tree --out tree/set", "lies in --root, tree"),
+    ("shard --src mimic --root tree --out link/files/set", "lies in --root, tree"),
+    ("shard --src nih --root tree --lists lists --out lists/set", "lies in --lists, lists"),
+    ("shard --src mimic --root sets/source/tree --out sets/source", "holds other files"),
+    # Which would only copy.
+    ("tokenize sets/a --out new/set", "nothing would change"),
+    ("tokenize sets/a --out new/set --sections whole", "Give --tokenizer, --vocabulary, or --sections or --length"),
     ("phantom --out sets/a/new -n 1", "lies in, a packed set"),
     ("phantom --out tree -n 1", "is not an empty folder"),
     ("inspect sets/a --out sets/a/page.html", "lies in, a packed set"),
@@ -124,11 +135,13 @@ REFUSED = [
     ("shard --src mimic --root tree --out new/set --sections technique", "no report to train a tokenizer on"),
     ("shard --src mimic --root tree --out new/set --tokenizer junk.json", "tokenizer"),
     (f"shard --src mimic --root tree --out new/set --scheduler {CLUSTER}", "no Dask scheduler answers"),
-    (f"tokenize sets/a --out new/set --scheduler {CLUSTER}", "no Dask scheduler answers"),
+    (f"tokenize sets/a --out new/set --length 9 --scheduler {CLUSTER}", "no Dask scheduler answers"),
     ("tokenize sets/a --out new/set --sections technique --vocabulary 200", "no reports to train a tokenizer on"),
     ("tokenize sets/a --out new/set --tokenizer junk.json", "tokenizer"),
     ("tokenize tree --out new/set", "no packed data set"),
     ("repair damaged --root absent", "absent"),
+    ("repair sets/a --root absent", "absent: there is no such directory"),
+    ("repair sets/a --root junk.json", "junk.json: there is no such directory"),
     ("verify tree", "no packed data set"),
     ("inspect tree --out new/page.html", "no packed data set"),
     ("inspect sets/a --out new/page.pdf", "ends in .html"),

@@ -163,7 +163,7 @@ def tokenize(
     """
     from mrm_stream.commands.shard import check_destination, tell_manifest
     from mrm_stream.errors import ConfigError
-    from mrm_stream.packing.retokenize import retokenize
+    from mrm_stream.packing.retokenize import check_changes, retokenize
     from mrm_stream.packing.sections import check_sections
     from mrm_stream.progress import progress
 
@@ -174,6 +174,7 @@ def tokenize(
             "are two tokenizers", where="--tokenizer, --vocabulary", remedy="Give one, or train one: not both."
         )
     wanted = None if sections is None else () if sections == "whole" else check_sections(sections)
+    check_changes(directory, tokenizer=tokenizer, vocabulary=vocabulary, sections=wanted, length=length)
     with resumable(), progress("tokenizing", "shards") as advance:
         manifest = retokenize(
             directory,

@@ -29,7 +29,7 @@ from mrm_stream.packing.tokenizer import load_tokenizer
 from mrm_stream.packing.worker import Job, Rejected, ShardResult, pack_shard
 from mrm_stream.packing.workers import Workers, check_cluster, run_all
 from mrm_stream.publish import publish_bytes
-from mrm_stream.storage import Place
+from mrm_stream.storage import Place, is_within
 
 MAX_BAD = 0.01
 """Share of the records that may be rejected."""
@@ -97,6 +97,15 @@ def pack(
     if not 0 <= max_bad <= 1:
         raise ConfigError("is a share: 0 to 1", where="max_bad")
     check_vacant(out)
+    for name, place in (("--root", root), ("--lists", lists)):
+        if place is not None and is_within(out, place):
+            raise ConfigError(
+                f"lies in {name}, {place}: what is written there would be a part of the source the next time",
+                where=out,
+                remedy="Choose a directory outside of it.",
+            )
+        if place is not None and is_within(place, out):
+            raise ConfigError(f"holds {name}, {place}", where=out, remedy="Choose a directory of its own.")
     plan = plan_set(source, root, options or PackOptions(), lists)
     check_choices(plan, tokenizer=tokenizer)
     if planned is not None:

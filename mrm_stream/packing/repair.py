@@ -30,6 +30,7 @@ from mrm_stream.packing.verify import STRAY, Fault, verify
 from mrm_stream.packing.worker import Job, Rejected, pack_records
 from mrm_stream.packing.workers import Workers, run_all
 from mrm_stream.publish import publish_bytes, publishing
+from mrm_stream.sources.registry import check_folders
 from mrm_stream.storage import Place, read_whole, remove
 from mrm_stream.strict import parse_json
 
@@ -63,7 +64,7 @@ def repair(
     Raises:
         ShardError: The manifest is damaged, another process repairs this set, or list files are missing or given
             against what it was packed by.
-        SourceError: The source is not laid out as it should be.
+        SourceError: There is no such source, or it is not laid out as it should be.
     """
     workers = workers or Workers()
     manifest = read_manifest(directory)
@@ -71,6 +72,7 @@ def repair(
         raise ShardError("was packed by list files", where=directory, remedy="Give their folder with --lists.")
     if lists is not None and not manifest.by_lists:
         raise ShardError("was not packed by list files", where=directory, remedy="Leave --lists out.")
+    check_folders(root, lists)  # Told now: where there is no fault, nobody else looks there.
     if isinstance(directory, Path):
         directory = directory.resolve()  # workers may have another working directory
     with locked(directory / _LOCK, directory):

@@ -41,7 +41,7 @@ from mrm_stream.packing.verify import common_faults
 from mrm_stream.packing.worker import Rejected, reason_of, tokens_of
 from mrm_stream.packing.workers import Workers, check_cluster, run_all
 from mrm_stream.publish import publish_bytes
-from mrm_stream.storage import Place, read_whole
+from mrm_stream.storage import Place, is_within, read_whole
 from mrm_stream.strict import parse_json
 
 
@@ -54,6 +54,31 @@ class _Task:
     members: tuple[str, ...]
     sections: tuple[str, ...]
     reports: ReportsEntry
+
+
+def check_changes(
+    directory: Place,
+    *,
+    tokenizer: Place | None,
+    vocabulary: int | None,
+    sections: tuple[str, ...] | None,
+    length: int | None,
+) -> None:
+    """Check that `retokenize` would give a set other tokens.
+
+    Raises:
+        ConfigError: They would be those that it has: all of it would be copied.
+        ShardError: There is no set.
+    """
+    old = read_manifest(directory)
+    if old.reports is None or tokenizer is not None or vocabulary is not None:
+        return
+    if sections in (None, old.options.sections) and length == old.reports.length:
+        raise ConfigError(
+            "nothing would change: these are the tokens that the set has",
+            where=directory,
+            remedy="Give --tokenizer, --vocabulary, or --sections or --length other than the set's. To copy it: cp -r.",
+        )
 
 
 def retokenize(
@@ -96,7 +121,7 @@ def retokenize(
         raise ShardError("the set has no reports", where=directory, remedy="Give a set that was packed with reports.")
     if length is not None and length < 1:
         raise ConfigError("must be at least 1", where="length")
-    if _is_within(out, directory):
+    if is_within(out, directory):
         raise ShardError(
             "a set within a set", where=out, remedy="Choose a directory that is not in the one of the set."
         )
@@ -132,12 +157,6 @@ def retokenize(
         manifest = _conclude(journal, directory, replace(old, options=options, reports=reports), results, max_bad)
         journal.close()
     return manifest
-
-
-def _is_within(out: Place, directory: Place) -> bool:
-    if isinstance(out, Path) and isinstance(directory, Path):
-        return directory.resolve() in out.resolve().parents
-    return str(out).startswith(f"{str(directory).rstrip('/')}/")
 
 
 def _publish_files(

@@ -71,9 +71,7 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
             subject is in two splits of the data set's own; links lead out of the root (see `mrm_stream.links`).
     """
     source = find_source(name)
-    for directory in (root,) if lists is None else (root, lists):
-        if not is_folder(directory):
-            raise SourceError("there is no such directory", where=directory, remedy="Check the path that you gave.")
+    check_folders(root, lists)
     if lists is None:
         records = list(source.list_records(root))
     elif source.list_by_files is None:
@@ -89,6 +87,13 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
     _check_images(records, root)
     _check_links(records, root)
     return records
+
+
+def check_folders(root: Place, lists: Place | None) -> None:
+    """Raise SourceError where there is no folder at the root, or none of lists where they are wanted."""
+    for directory in (root,) if lists is None else (root, lists):
+        if not is_folder(directory):
+            raise SourceError("there is no such directory", where=directory, remedy="Check the path that you gave.")
 
 
 def _check_images(records: Sequence[Record], root: Place) -> None:
