@@ -39,6 +39,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory to make, which is not in that of the source."""
+    return tmp_path_factory.mktemp("packed") / "out"
+
+
 @pytest.fixture(scope="module")
 def shards(tree: Path) -> Path:
     out = tree.parent / "shards"
@@ -92,27 +98,27 @@ def test_pack_says_what_is_missing_below_the_root(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_pack_says_which_column_is_missing(tmp_path: Path) -> None:
+def test_pack_says_which_column_is_missing(tmp_path: Path, out: Path) -> None:
     (tmp_path / "training.csv").write_text("image_path,report\na.jpg,text\n")
-    said = fails("shard", "--src", "training-csv", "--root", tmp_path, "--out", tmp_path / "out")
+    said = fails("shard", "--src", "training-csv", "--root", tmp_path, "--out", out)
     assert "report_content" in said
     assert "training.csv" in said
 
 
-def test_pack_says_where_a_key_stands_twice(tmp_path: Path) -> None:
+def test_pack_says_where_a_key_stands_twice(tmp_path: Path, out: Path) -> None:
     (tmp_path / "training.csv").write_text("image_path,report_content\na.jpg,one\nb.jpg,two\na.jpg,three\n")
-    said = fails("shard", "--src", "training-csv", "--root", tmp_path, "--out", tmp_path / "out")
+    said = fails("shard", "--src", "training-csv", "--root", tmp_path, "--out", out)
     assert "lines 2 and 4" in said
     assert "three" not in said
 
 
-def test_pack_refuses_when_there_are_no_images(tmp_path: Path) -> None:
+def test_pack_refuses_when_there_are_no_images(tmp_path: Path, out: Path) -> None:
     (tmp_path / "training.csv").write_text("image_path,report_content\na.jpg,one\nb.jpg,two\n")
-    said = fails("shard", "--src", "training-csv", "--root", tmp_path, "--out", tmp_path / "out")
+    said = fails("shard", "--src", "training-csv", "--root", tmp_path, "--out", out)
     assert "no images under the root" in said
 
 
-def test_pack_quarantines_damaged_images_and_reports_by_name(tree: Path, tmp_path: Path) -> None:
+def test_pack_quarantines_damaged_images_and_reports_by_name(tree: Path, tmp_path: Path, out: Path) -> None:
     images = sorted(tree.glob("files/**/*.jpg"))
     whole = images[0].read_bytes()
     contents = {"whole": whole, "cut": whole[:-9], "empty": b"", "text": b"not an image", "silent": whole}
@@ -122,13 +128,13 @@ def test_pack_quarantines_damaged_images_and_reports_by_name(tree: Path, tmp_pat
         rows.append(f"{name}.jpg,{'' if name == 'silent' else 'the lungs are clear'}")
     rows.append("absent.jpg,the lungs are clear")
     (tmp_path / "training.csv").write_text("\n".join(["image_path,report_content", *rows]) + "\n")
-    arguments = ["shard", "--src", "training-csv", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    arguments = ["shard", "--src", "training-csv", "--root", str(tmp_path), "--out", str(out)]
     assert "of 6, 1.00% may be" in fails(*arguments)
     arguments += ["--max-bad", "1"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "1 train samples" in result.output
-    listed = (tmp_path / "out" / "quarantine.jsonl").read_text()
+    listed = (out / "quarantine.jsonl").read_text()
     for name in ("cut", "empty", "text", "silent", "absent"):
         assert f"{name}.jpg" in listed
     assert "lungs" not in listed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mrm_stream.config import Config, EngineConfig, OptimConfig
-from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
+from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, TrainingError
 from mrm_stream.randomness import Purpose, words
 from mrm_stream.records import Batch
 from mrm_stream.runtime import Runtime
@@ -89,11 +89,11 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
     return settings
 
 
-def connect(runtime: Runtime, run: str, limit_s: float) -> None:
+def connect(runtime: Runtime, run: str, limit_s: float, refusal: MrmStreamError | None = None) -> None:
     """Join the other ranks; returns when all have come, see `meet`."""
     if torch.distributed.is_initialized():
         return
-    meeting = meet(runtime, run, limit_s)
+    meeting = meet(runtime, run, limit_s, refusal)
     import deepspeed
     import deepspeed.ops
     from deepspeed.constants import default_pg_timeout
@@ -132,7 +132,7 @@ def disconnect() -> None:
 class Engine:
     """A model, its optimizer, and the ranks that train it together.
 
-    Every method is collective: all ranks must call it.
+    Every method is collective, but for `load_moments`: all ranks must call it.
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
@@ -258,7 +258,7 @@ class Engine:
         return moments
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        """Take up what `full_moments` returned; every rank must pass all of it.
+        """Take up what `full_moments` returned; every rank must pass all of it. It calls no other rank.
 
         Weights are loaded into the model before the engine is made: it copies them into its own partitions.
 

@@ -17,7 +17,7 @@ from mrm_stream.access import is_there, naming_files
 from mrm_stream.config import Config
 from mrm_stream.config_file import load_config, portable_settings
 from mrm_stream.decode.device import Handover
-from mrm_stream.errors import CheckpointError, ConfigError, TrainingError
+from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, TrainingError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.weights import export_encoder, initialise
 from mrm_stream.publish import publish_bytes
@@ -106,6 +106,16 @@ def load_run(run: Path) -> tuple[Config, Checkpoint, MaskedRecordModel]:
     return config, checkpoint, model
 
 
+def _refusal(config: Config, world: int) -> MrmStreamError | None:
+    """Return what is wrong with the settings on this machine, if anything is."""
+    try:
+        check_places(config)
+        batch_sizes(config.optim, world)
+    except MrmStreamError as error:
+        return error
+    return None
+
+
 def _check_finite(weights: Mapping[str, Tensor], step: int) -> None:
     for name, value in weights.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -127,9 +137,9 @@ class Pretraining:
         """
         self.config, self.runtime = config, runtime
         self.out = Path(config.run.out)
-        check_places(config)
-        batch_sizes(config.optim, runtime.world)  # Refused now, before anything slow.
-        self.ranks = Ranks(runtime, run=config.run.out, connect_s=config.run.connect_s)
+        # Refused before anything slow.
+        refusal = _refusal(config, runtime.world)
+        self.ranks = Ranks(runtime, run=config.run.out, connect_s=config.run.connect_s, refusal=refusal)
         # Nothing is written until all that can be refused was, a checkpoint taken up among it: a run that is found
         # here must stay what it is, and a mistake in a new one leaves no directory behind.
         seen = self.ranks.first(lambda: check_run(self.out, config))
@@ -140,22 +150,13 @@ class Pretraining:
         checkpoint = self._newest()
         model = self.ranks.all(lambda: self._make_model(checkpoint))
         self.engine = Engine(model, config, runtime)
-        self.loader: Loader[Handover[Batch]] = Loader(
-            self.shards,
-            self.batches,
-            seed=config.seed,
-            batch_size=config.optim.batch_size,
-            rank=runtime.rank,
-            world=runtime.world,
-            window=config.data.window,
-            prefetch=config.data.prefetch,
-            max_bad_samples=config.data.max_bad_samples,
-        )
+        self.loader = self.ranks.all(self._make_loader)
         self.window = Window()
         self._flow = Flow(self.loader, self.batches, self.shards)
         self.step, self.rate, self._skipped_before = 0, 0.0, 0
         if checkpoint is not None:
-            self._take_up(checkpoint)
+            self.ranks.all(lambda: self._take_up(checkpoint))
+            log.info("continuing at step %d of %d, from %s", self.step, self.steps, checkpoint.directory)
         self.metrics: MetricsLog | None = None  # On the first rank alone.
         self.ranks.first(lambda: self._begin(seen))
         # What the clock has seen: a stretch that an earlier process began is only in part this one's work.
@@ -280,6 +281,20 @@ class Pretraining:
             initialise(model, Path(self.config.run.init))
         return model
 
+    def _make_loader(self) -> Loader[Handover[Batch]]:
+        config = self.config
+        return Loader(
+            self.shards,
+            self.batches,
+            seed=config.seed,
+            batch_size=config.optim.batch_size,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+            window=config.data.window,
+            prefetch=config.data.prefetch,
+            max_bad_samples=config.data.max_bad_samples,
+        )
+
     def _begin(self, seen: Sequence[Path]) -> None:
         self._lock = prepare_run(self.out, self.config, seen)
         self.metrics = MetricsLog(self.out, resumed_at=self.step)
@@ -307,11 +322,10 @@ class Pretraining:
                 where=checkpoint.directory,
                 remedy="Give the packed set that the run was begun with, or begin a new run.",
             )
-        self.engine.load_moments(self.ranks.all(checkpoint.moments))
+        self.engine.load_moments(checkpoint.moments())
         self.loader.load_state_dict(state["loader"])
         self.window.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)
         self.step, self._skipped_before = state["step"], state["skipped_steps"]
-        log.info("continuing at step %d of %d, from %s", self.step, self.steps, checkpoint.directory)
 
 
 def pretrain(config: Config, runtime: Runtime) -> bool:

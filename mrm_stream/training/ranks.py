@@ -27,22 +27,37 @@ class Ranks:
     Messages between them travel over the CPU, beside the gradients: asking whether to stop never waits for the GPU.
     """
 
-    def __init__(self, runtime: Runtime, *, run: str = "", connect_s: float = CONNECT_S) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        run: str = "",
+        connect_s: float = CONNECT_S,
+        refusal: MrmStreamError | None = None,
+    ) -> None:
         """Join the others; returns when all have come.
 
         Args:
             runtime: This rank.
             run: What all of them must have in common: the run's directory.
             connect_s: Seconds to wait for them.
+            refusal: Why this rank cannot take part, which is raised here once the others know.
 
         Raises:
+            MrmStreamError: `refusal`; or another rank's, in its words.
             ConfigError: The launcher's variables lead nowhere, or two ranks share a GPU.
             TrainingError: Not all have come in time.
         """
         with ended_by_signals():  # Nothing has been written yet.
-            connect(runtime, run, connect_s)
+            connect(runtime, run, connect_s, refusal)
             self._group: Any = dist.new_group(backend="gloo") if runtime.device.type == "cuda" else None
         self._runtime = runtime
+
+        def take_part() -> None:
+            if refusal is not None:
+                raise refusal
+
+        self.all(take_part)  # Where they were connected before, nobody has been told yet.
 
     def first(self, action: Callable[[], T]) -> T:
         """Run `action` on the first rank alone, and return its result on every rank.

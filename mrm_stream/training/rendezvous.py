@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,8 @@ CONNECT_S = 600.0
 """Seconds to wait for the other ranks, by default."""
 _FIRST_WORD_S, _LAST_WORDS_S = 1.0, 60.0
 """Ranks that start together come within a second or so; who waits longer says so, ever less often."""
+_TELLING_S = 10.0
+"""For how long a rank that cannot take part tries to tell the others."""
 _POLL_S = 0.1
 _PROBE_S = 2.0
 _NAMED = 64
@@ -39,19 +41,25 @@ _c10d: Any = torch.distributed  # Its stores are not annotated.
 log = logging.getLogger(__name__)
 
 
-def meet(runtime: Runtime, run: str, limit_s: float) -> Meeting:
+def meet(runtime: Runtime, run: str, limit_s: float, refusal: MrmStreamError | None = None) -> Meeting:
     """Return when all ranks have come.
 
     Args:
         runtime: This rank.
         run: The run's directory: ranks of two runs that share a port must not mix.
         limit_s: Seconds to wait at each stage.
+        refusal: Why this rank cannot take part: the others, who would wait for it, are told.
 
     Raises:
+        MrmStreamError: `refusal`, told or not.
         ConfigError: The address cannot be found, its port is taken, or belongs to another run; a rank is there twice,
-            or two ranks share a GPU.
+            or two ranks share a GPU; or another rank cannot take part.
         TrainingError: Not all have come in time.
     """
+    if refusal is not None:
+        with suppress(MrmStreamError):  # Whatever keeps it from them: this is what is wrong here.
+            Meeting(runtime, min(limit_s, _TELLING_S)).refuse(run, refusal)
+        raise refusal
     meeting = Meeting(runtime, limit_s)
     meeting.introduce(run)
     meeting.gather("come")
@@ -119,6 +127,7 @@ class Meeting:
             count = self.store.add(stage, 1)
             while True:
                 if self.store.check(["refused"]):
+                    self.store.add("heard", 1)
                     said = parse_json(str(self.store.get("refused"), "utf-8"))
                     raise ConfigError(said["what"], where=said["where"], remedy=said["remedy"])
                 if count >= world:
@@ -129,6 +138,24 @@ class Meeting:
                     waiting.for_more(f"{count} of {world} ranks have come{named}", self._where)
                 time.sleep(_POLL_S)
                 count = self.store.add(stage, 0)
+
+    def refuse(self, run: str, error: MrmStreamError) -> None:
+        """Raise an error here, and on every rank that comes; the store, where it is this rank's, stays until they have.
+
+        A rank that fails as well tells of itself, and hears nothing.
+        """
+        if self._runtime.world == 1:
+            raise error
+        self.introduce(run)
+        with self._answered():
+            self.store.add("heard", 1)
+            what = f"rank {self._runtime.rank} failed: {error.what}"
+            with suppress(ConfigError):
+                self._refuse(ConfigError(what, where=error.where, remedy=error.remedy))
+            waiting = _Waiting(self._runtime, self._limit_s)
+            while self._runtime.is_first and self.store.add("heard", 0) < self._runtime.world and not waiting.is_over:
+                time.sleep(_POLL_S)
+        raise error
 
     def _has(self, key: str) -> bool:
         return bool(self.store.check([key]))

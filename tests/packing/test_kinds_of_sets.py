@@ -112,10 +112,12 @@ def test_the_view_is_the_table_s_or_else_the_dicom_s(pack_records: Packed, tmp_p
     views = [("PA", "AP", "PA"), ("", "AP", "AP"), ("LATERAL", None, "LATERAL"), ("", None, "")] + [
         ("PA", "PA", "PA")
     ] * 2
+    (tmp_path / "source").mkdir()
     for number, (_, written, _) in enumerate(views):
-        (tmp_path / f"{number}.dcm").write_bytes(dicom_of(picture(60, 50, 12), 12, ViewPosition=written))
+        (tmp_path / "source" / f"{number}.dcm").write_bytes(dicom_of(picture(60, 50, 12), 12, ViewPosition=written))
     out, manifest = pack_records(
-        lambda record, n: replace(record, key=f"image-{n}", image_path=f"{n}.dcm", view=views[n][0]), root=tmp_path
+        lambda record, n: replace(record, key=f"image-{n}", image_path=f"{n}.dcm", view=views[n][0]),
+        root=tmp_path / "source",
     )
     assert [values["view"] for values in metadata(out, manifest)] == [view for _, _, view in views]
 

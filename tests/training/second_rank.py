@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from mrm_stream.config_file import load_config
-from mrm_stream.errors import DamagedSamplesError, MrmStreamError, ShardError
+from mrm_stream.errors import CheckpointError, ConfigError, DamagedSamplesError, MrmStreamError, ShardError
 from mrm_stream.runtime import Runtime, start_runtime
+from mrm_stream.stream.loader import Loader
 from mrm_stream.training import loop
 from mrm_stream.training.batches import BatchMaker
 from mrm_stream.training.checkpoint import newest_checkpoint
 from mrm_stream.training.engine import Engine, disconnect
 from mrm_stream.training.loop import pretrain
-from mrm_stream.training.metrics import read_metrics
+from mrm_stream.training.metrics import Window, read_metrics
 
 make_batch, take_step, open_data = BatchMaker.__call__, Engine.step, vars(loop)["open_data"]
 
@@ -86,6 +87,21 @@ def no_shards() -> None:
     vars(loop)["open_data"] = open_nothing
 
 
+def failing(place: object, name: str, error: MrmStreamError) -> Callable[[], None]:
+    """A function of a class or a module fails."""
+
+    def plant() -> None:
+        def fail(*_: object, **__: object) -> Any:
+            raise error
+
+        before = vars(place)[name]
+        setattr(place, name, fail)
+        undo.append(lambda: setattr(place, name, before))
+
+    return plant
+
+
+undo: list[Callable[[], None]] = []
 PLANTS: dict[str, Callable[[], None]] = {
     "undisturbed": undisturbed,
     "damaged sample": damaged_sample,
@@ -94,7 +110,14 @@ PLANTS: dict[str, Callable[[], None]] = {
     "losses that are not finite": other_losses(lambda value: value * float("nan")),
     "asked to stop": asked_to_stop,
     "no shards": no_shards,
+    "settings": failing(loop, "check_places", ConfigError("planted: entangled", where="run.out", remedy="Move.")),
+    "loader": failing(Loader, "__init__", ShardError("planted: no order", where="/mnt/set", remedy="Mount it.")),
+    "moments": failing(Engine, "load_moments", CheckpointError("planted: a shape", where="/mnt/run", remedy="Look.")),
+    "order": failing(Loader, "load_state_dict", CheckpointError("planted: order", where="/mnt/run", remedy="Look.")),
+    "sums": failing(Window, "load_state_dict", CheckpointError("planted: sums", where="/mnt/run", remedy="Look.")),
 }
+RESUMED = dict.fromkeys(("moments", "order", "sums"), "asked to stop")
+"""Cases that resume the run of another."""
 
 
 def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
@@ -120,7 +143,10 @@ def main(settings: Path, out: Path) -> None:
     for name, plant in PLANTS.items():
         if runtime.rank == 1:
             plant()
-        told = {"case": name, "rank": runtime.rank, **outcome(settings, out / name.replace(" ", "-"), runtime)}
+        run = out / RESUMED.get(name, name).replace(" ", "-")
+        told = {"case": name, "rank": runtime.rank, **outcome(settings, run, runtime)}
+        while undo:
+            undo.pop()()
         BatchMaker.__call__, Engine.step = make_batch, take_step  # type: ignore[method-assign]
         vars(loop)["open_data"] = open_data
         sys.stdout.write(json.dumps(told) + "\n")

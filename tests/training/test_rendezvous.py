@@ -71,6 +71,32 @@ def test_ranks_meet_and_meet_again() -> None:
     assert all(isinstance(met, Meeting) for met in together(*(lambda n=n: both(n) for n in (2, 1, 0))))
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_one_that_cannot_take_part_is_heard_by_all(number: int) -> None:
+    error = ConfigError("planted", where="data.shards", remedy="Mount it.")
+
+    def refuse() -> Meeting:
+        return meet(Runtime(number, 3, number, CPU), "runs/a", 20, error)
+
+    others = [n for n in range(3) if n != number]
+    own, *heard = together(refuse, *(lambda n=n: rank(n, 3) for n in others))
+    assert own is error
+    said = f"data.shards: rank {number} failed: planted\n  Mount it."
+    assert [str(told) for told in heard] == [said, said]
+
+
+def test_one_that_cannot_take_part_says_so_whoever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_TELLING_S", 0.5)
+    errors = [ConfigError(f"planted {number}") for number in range(3)]
+    for number in (0, 1):  # nobody else is there
+        with pytest.raises(ConfigError, match=f"planted {number}"):
+            meet(Runtime(number, 3, number, CPU), "runs/a", 20, errors[number])
+    with pytest.raises(ConfigError, match="planted 0"):
+        meet(Runtime(0, 1, 0, CPU), "runs/a", 20, errors[0])
+    asked = [lambda n=n: meet(Runtime(n, 3, n, CPU), "runs/a", 20, errors[n]) for n in range(3)]
+    assert together(*asked) == errors
+
+
 def test_one_alone_needs_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "nothing")
     rank(0, 1).gather("imported")

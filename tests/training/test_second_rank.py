@@ -85,3 +85,21 @@ def test_what_it_cannot_open_is_told_by_the_first_too(told: Told) -> None:
     assert (first["complete"], second["complete"]) == ("TrainingError", "ShardError")
     assert first["said"] == "/mnt/set: rank 1 failed: planted: no such set\n  Mount it."
     assert first["metrics"] == []
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "said"),
+    [
+        ("settings", "ConfigError", "run.out: rank 1 failed: planted: entangled\n  Move."),
+        ("loader", "ShardError", "/mnt/set: rank 1 failed: planted: no order\n  Mount it."),
+        ("moments", "CheckpointError", "/mnt/run: rank 1 failed: planted: a shape\n  Look."),
+        ("order", "CheckpointError", "/mnt/run: rank 1 failed: planted: order\n  Look."),
+        ("sums", "CheckpointError", "/mnt/run: rank 1 failed: planted: sums\n  Look."),
+    ],
+)
+def test_whatever_fails_before_the_first_step_is_told_by_the_first_too(
+    told: Told, case: str, kind: str, said: str
+) -> None:
+    first, second = told[case]
+    assert (first["complete"], second["complete"]) == ("TrainingError", kind)
+    assert first["said"] == said
