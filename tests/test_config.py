@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.config import Config
-from mrm_stream.config_file import dump_config, load_config, portable_settings, with_absolute_places
+from mrm_stream.config_file import dump_config, load_config, portable_settings, with_absolute_places, with_places
 from mrm_stream.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -79,6 +79,9 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
         ("data: {threads: true}", "data.threads must be a whole number, not True"),
         ("optim: {base_lr: fast}", "optim.base_lr must be a number, not 'fast'"),
         ("optim: {base_lr: .nan}", "optim.base_lr must be a number"),
+        ("optim: {epochs: true}", "optim.epochs must be a number, not True"),
+        ("data: {crop_area: [0.2, yes]}", "data.crop_area must be a number, not True"),
+        ("data: {mixture: {a: on}}", "data.mixture.a must be a number, not True"),
         ("optim: {betas: [0.9]}", "optim.betas must be a list of 2 numbers"),
         ("method: {pooling: average}", "method.pooling must be 'mean' or 'max', not 'average'"),
         ("data: 3", "data is a section"),
@@ -209,6 +212,15 @@ def test_places_become_absolute_or_empty() -> None:
     assert absolute.run.out == ""
     assert with_absolute_places(load_config(None, ["data.shards=s3://b/a"])).data.shards == "s3://b/a"
     assert portable_settings(absolute) == dump_config(load_config(None, ["seed=3"]))
+
+
+def test_a_place_that_is_given_stands_in_the_file_s_stead_though_it_is_empty() -> None:
+    """As where a shell's variable is not set: the run must not go to the file's directory, or train on its set."""
+    config = load_config(None, ["data.shards=shards/a", "run.out=runs/a"])
+    for shards, out in ((None, None), ("", None), (None, ""), ("shards/b", "runs/b")):
+        placed = with_places(config, shards=shards, out=out)
+        assert placed.data.shards == ("shards/a" if shards is None else shards)
+        assert placed.run.out == ("runs/a" if out is None else out)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from mrm_stream.config import DataConfig, MethodConfig
+from mrm_stream.config import Config, DataConfig, MethodConfig
+from mrm_stream.config_resume import ON_RESUME
 from mrm_stream.decode import jpeg
 from mrm_stream.packing.images.checks import MAX_PIXELS, MAX_SIDE
 from mrm_stream.packing.images.sizes import target_size
@@ -16,7 +19,9 @@ from mrm_stream.records import Batch
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.reader import ShardSet
 from mrm_stream.training.batches import BatchMaker
+from mrm_stream.training.loop import make_batches
 from tests.decode.fake_gpu import DEVICE, FakeGpu
+from tests.test_config_resume import changed
 
 
 def test_the_largest_image_that_is_packed_by_default_is_one_that_is_decoded() -> None:
@@ -26,6 +31,25 @@ def test_the_largest_image_that_is_packed_by_default_is_one_that_is_decoded() ->
     assert strip[0] * strip[1] <= MAX_PIXELS
     height, width = target_size(strip, short_side)
     assert height * width <= jpeg.MAX_PIXELS
+
+
+SEEN = [name for name, rule in ON_RESUME.items() if rule == ON_RESUME["data.flip"]]
+DRAWN = ["seed", "method.report_mask_ratio", "method.token_masking"]
+
+
+def batch_of(packed: Path, config: Config) -> dict[str, Tensor]:
+    shards = ShardSet.open(packed, "train")
+    maker = make_batches(config, shards, torch.device("cpu"))
+    batch = maker([Draw(shards.sample(index), epoch=0) for index in range(16)]).take()
+    maker.close()
+    shards.close()
+    return {field.name: getattr(batch, field.name) for field in fields(batch)}
+
+
+@pytest.mark.parametrize("name", SEEN + DRAWN)
+def test_each_setting_of_what_the_model_sees_changes_what_it_sees(packed: Path, name: str) -> None:
+    default, other = batch_of(packed, Config()), batch_of(packed, changed(name))
+    assert not all(torch.equal(default[field], other[field]) for field in default)
 
 
 @pytest.mark.parametrize("whole", [False, True])

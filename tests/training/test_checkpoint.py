@@ -99,7 +99,10 @@ def test_a_full_disk_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_one_that_was_cut_off_while_saving_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [1, 2])
+def test_one_that_was_cut_off_while_saving_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
     save(tmp_path, 1)
 
     class PowerCut(BaseException):
@@ -111,12 +114,13 @@ def test_one_that_was_cut_off_while_saving_is_not_seen(tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", cut)
         with pytest.raises(PowerCut):
-            save(tmp_path, 2)
+            save(tmp_path, 2, keep=keep)
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found.state["step"] == 1
-    save(tmp_path, 3)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
+    save(tmp_path, 3, keep=keep)
+    kept = ["step-00000001", "step-00000003"][-keep:]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == kept
 
 
 def test_all_that_is_renamed_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

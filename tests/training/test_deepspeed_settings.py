@@ -57,6 +57,13 @@ def test_a_setting_changes_its_own_part_and_no_other(override: str, changed: dic
     assert told(8, override) == expected
 
 
+@pytest.mark.parametrize("world", [1, 2, 16])
+def test_the_number_of_ranks_changes_shares_and_nothing_else(world: int) -> None:
+    """One rank, too, adds up gradients: those of its micro-batches."""
+    shares = {"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 32 // world}
+    assert told(world, "optim.micro_batch_size=8") == told(8) | shares
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_zero_stage_is_told(stage: int) -> None:
     default = told(8)

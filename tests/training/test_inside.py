@@ -20,14 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrm_stream.config_file import load_config
-from mrm_stream.errors import ConfigError, MrmStreamError, TrainingError
+from mrm_stream.errors import ConfigError, MrmStreamError, StorageError, TrainingError
 from mrm_stream.publish import sha256_of
 from mrm_stream.runtime import Runtime, start_runtime
 from mrm_stream.training import loop
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
-from mrm_stream.training.engine import disconnect
+from mrm_stream.training.engine import Engine, disconnect
 from mrm_stream.training.loop import Pretraining, load_run, make_model
 from mrm_stream.training.metrics import read_metrics
+from mrm_stream.training.run_directory import COMPLETE
 from tests.training.runs import SETTINGS
 
 SHORT = ("optim.warmup_epochs=0.5", "optim.epochs=2", "engine.precision=fp32", "engine.zero_stage=0")
@@ -180,6 +181,67 @@ def test_a_run_ends_when_more_steps_are_skipped_than_one_can_trust(
         skipped = 101
         with pytest.raises(TrainingError, match="101 steps"):
             train(run, 3)
+
+
+def test_steps_that_every_earlier_process_has_skipped_count(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "skipped_steps", property(lambda _: 40))
+        for _ in range(2):
+            with opened() as run:
+                train(run, 3)
+                run.save()
+        with opened() as run, pytest.raises(TrainingError, match="120 steps were skipped"):
+            train(run, 3)
+
+
+def test_a_run_whose_encoder_could_not_be_written_is_not_complete(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("cannot be written: No space left on device")
+
+    with opened() as run:
+        weights = run.engine.full_weights()
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "export_encoder", refuse)
+            with pytest.raises(StorageError):
+                run.finish(weights)
+        assert not (opened.out / COMPLETE).exists()
+        run.finish(weights)
+    assert (opened.out / COMPLETE).exists()
+
+
+# ---- what a step is made of ----
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_each_step_has_all_its_passes_after_one_that_was_skipped_too(opened: Opened, stage: int) -> None:
+    passes, poisoned = 0, False
+    taken: list[int] = []
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    with opened(f"engine.zero_stage={stage}", "optim.micro_batch_size=2") as run:
+        run.engine.model.register_forward_pre_hook(count)
+        run.engine._base.register_step_pre_hook(lambda *_: taken.append(passes))
+        parameter = next(iter(run.engine.model.parameters()))
+        cast(Any, parameter).register_hook(lambda gradient: gradient * (math.nan if poisoned else 1))
+        for step in range(4):
+            poisoned = step == 1
+            run.train_step()
+        assert run.skipped_steps == 1
+    assert list(dict.fromkeys(taken)) == [3, 9, 12]  # At stage 1 AdamW steps for each of its two groups.
+
+
+def test_each_pass_of_each_step_draws_a_dropout_of_its_own(opened: Opened) -> None:
+    seeds: list[int] = []
+    with opened("optim.micro_batch_size=3") as run:
+        run.engine.model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
+        train(run, 3)
+    # As on record: a run goes on with the draws it was begun with, whatever the release.
+    assert seeds == [1667719189, 3051185864, 2129963480, 1237356119, 304438511, 1384534032]
 
 
 def test_the_seed_decides_the_initial_weights() -> None:

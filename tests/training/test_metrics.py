@@ -33,6 +33,20 @@ def test_only_the_owner_can_look_into_it(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in written)
 
 
+def test_what_the_system_writes_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    log = MetricsLog(tmp_path, resumed_at=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda number, data: write(number, data[:7]))
+        for step in (1, 2):
+            log.write(step, {"loss": 0.5 * step})
+    log.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
+
+
 @pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
 def test_a_full_disk_is_one_error_and_nothing_waits_for_what_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
