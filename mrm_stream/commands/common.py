@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -74,12 +75,17 @@ def check_output(path: Path) -> None:
 
 
 def with_workers(command: F) -> F:
-    """Add --workers and --scheduler; `chosen_workers` turns them into what a job takes."""
+    """Add --workers and --scheduler; the command gets what they mean, `workers`."""
+
+    @wraps(command)
+    def run(*, processes: int | None, scheduler: str | None, **given: Any) -> Any:
+        return command(workers=chosen_workers(processes, scheduler), **given)
+
     scheduler = click.option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster to work on, as tcp://node:8786.")
     processes = click.option(
         "--workers", "processes", type=click.IntRange(min=1), default=None, help="Processes.  [default: one a core]"
     )
-    return processes(scheduler(command))
+    return processes(scheduler(cast(F, run)))
 
 
 def with_links(command: F) -> F:

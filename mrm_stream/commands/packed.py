@@ -11,7 +11,6 @@ from mrm_stream.commands.common import (
     FILE,
     PLACE,
     check_output,
-    chosen_workers,
     counted,
     resumable,
     source_places,
@@ -22,6 +21,7 @@ from mrm_stream.commands.common import (
 
 if TYPE_CHECKING:
     from mrm_stream.packing.verify import Fault
+    from mrm_stream.packing.workers import Workers
     from mrm_stream.storage import Place
 
 _SHOWN = 20
@@ -32,7 +32,7 @@ _SHOWN = 20
 @click.argument("directory", type=PLACE)
 @click.option("--decode", is_flag=True, help="Decode every image, mask, token stream and report as well.")
 @with_workers
-def verify(directory: Place, decode: bool, processes: int | None, scheduler: str | None) -> None:
+def verify(directory: Place, decode: bool, workers: Workers) -> None:
     """Check a packed set, every byte of it; exit with 1 and name what is wrong.
 
     \b
@@ -46,7 +46,7 @@ def verify(directory: Place, decode: bool, processes: int | None, scheduler: str
         faults = verify(
             directory,
             decode=decode,
-            workers=chosen_workers(processes, scheduler),
+            workers=workers,
             progress=lambda done, total, found: advance(done, total, f"{found} faults"),
         )
     _tell_faults(faults)
@@ -99,8 +99,7 @@ def repair(
     root: Place,
     lists: Place | None,
     follow_links: bool,
-    processes: int | None,
-    scheduler: str | None,
+    workers: Workers,
     may_store: bool,
 ) -> None:
     """Pack again, from the source, the shards that `verify` finds wrong; the set is then what it was, to the bit.
@@ -120,7 +119,7 @@ def repair(
             directory,
             root,
             lists=lists,
-            workers=chosen_workers(processes, scheduler),
+            workers=workers,
             progress=lambda done, total: advance(done, total, ""),
         )
     _tell_faults(left)
@@ -152,8 +151,7 @@ def tokenize(
     sections: str | None,
     length: int | None,
     max_bad: float,
-    processes: int | None,
-    scheduler: str | None,
+    workers: Workers,
     may_store: bool,
 ) -> None:
     """Tokenize a packed set's reports again, from the text in it; images are copied untouched.
@@ -184,7 +182,7 @@ def tokenize(
             sections=wanted,
             length=length,
             max_bad=max_bad,
-            workers=chosen_workers(processes, scheduler),
+            workers=workers,
             progress=lambda done, total: advance(done, total, ""),
         )
     tell_manifest(manifest, out)

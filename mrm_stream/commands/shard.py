@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import click
 from mrm_stream.commands.common import (
     FILE,
     PLACE,
-    chosen_workers,
+    F,
     counted,
     resumable,
     source_places,
@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
     from mrm_stream.packing.estimate import Estimate
     from mrm_stream.packing.manifest import Manifest
+    from mrm_stream.packing.workers import Workers
     from mrm_stream.storage import Place
+
+
+def one_of(name: str, *kinds: str, what: str) -> Callable[[F], F]:
+    """Return an option with these values, the first by default."""
+    return click.option(name, type=click.Choice(kinds), default=kinds[0], show_default=True, help=what)
 
 
 @click.command()
@@ -41,33 +47,21 @@ if TYPE_CHECKING:
 @click.option(
     "--short-side", type=click.IntRange(32, 1 << 14), default=1024, show_default=True, help="Pixels; never up-scaled."
 )
-@click.option("--views", type=click.Choice(["all", "frontal"]), default="all", show_default=True, help="Which to pack.")
+@one_of("--views", "all", "frontal", what="Which to pack.")
 @click.option("--sections", help="Of the reports, in order: findings,impression.  [default: the whole report]")
-@click.option(
-    "--uncertain",
-    type=click.Choice(["keep", "ignore", "zero", "one", "mixed"]),
-    default="keep",
-    show_default=True,
-    help="Labels of -1: as they are, left out, absent, present, or by the finding as is usual for CheXpert.",
+@one_of(
+    *("--uncertain", "keep", "ignore", "zero", "one", "mixed"),
+    what="Labels of -1: as they are, left out, absent, present, or by the finding as is usual for CheXpert.",
 )
-@click.option(
-    "--rendering",
-    type=click.Choice(["window", "equalized"]),
-    default="window",
-    show_default=True,
-    help="DICOM to grey: by the file's window, or as MIMIC-CXR-JPG was made.",
-)
+@one_of("--rendering", "window", "equalized", what="DICOM to grey: by the file's window, or as MIMIC-CXR-JPG was made.")
 @click.option(
     "--bits",
     type=click.IntRange(8, 16),
     help="Of the values in 16-bit PNGs.  [default: as few as hold each picture, stray pixels apart]",
 )
-@click.option(
-    "--blank",
-    type=click.Choice(["quarantine", "keep"]),
-    default="quarantine",
-    show_default=True,
-    help="Images with nothing on them: 999 of 1,000 pixels within 20 of 256 grey levels.",
+@one_of(
+    *("--blank", "quarantine", "keep"),
+    what="Images with nothing on them: 999 of 1,000 pixels within 20 of 256 grey levels.",
 )
 @click.option(
     "--vocabulary",
@@ -91,8 +85,7 @@ def shard(
     tokenizer: Path | None,
     vocabulary: int | None,
     max_bad: float,
-    processes: int | None,
-    scheduler: str | None,
+    workers: Workers,
     dry_run: bool,
     may_store: bool,
     sections: str | None,
@@ -126,12 +119,11 @@ def shard(
     if vocabulary is not None:
         choices["vocabulary"] = vocabulary
     options = PackOptions(sections=check_sections(sections) if sections is not None else (), **choices)
-    workers = chosen_workers(processes, scheduler)
     if dry_run:
         plan = plan_set(source, root, options, lists)
         check_choices(plan, tokenizer=tokenizer, vocabulary=vocabulary)
         guess = estimate(plan, tokenizer)
-        tell_estimate(guess, None if scheduler is not None else workers.processes)
+        tell_estimate(guess, None if workers.scheduler is not None else workers.processes)
         return
 
     def listed(plan: SetPlan) -> None:

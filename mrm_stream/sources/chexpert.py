@@ -18,7 +18,7 @@ from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import Join
 from mrm_stream.sources.list_files import read_lists
-from mrm_stream.sources.mimic import FINDINGS
+from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_optional_table, find_table, quoted, read_rows
 from mrm_stream.storage import Place

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 from mrm_stream.records import Record
 from mrm_stream.sources.mimic_tables import (
-    FINDINGS,
     MIMIC_CONDITIONS,
     TABLE,
     make_records,
@@ -27,8 +26,6 @@ from mrm_stream.sources.mimic_tables import (
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import find_table, read_rows
 from mrm_stream.storage import Place
-
-__all__ = ["FINDINGS", "MIMIC_CONDITIONS", "SOURCE", "list_mimic"]
 
 
 def list_mimic(root: Place) -> Iterator[Record]:

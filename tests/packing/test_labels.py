@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mrm_stream.packing.labels import POLICIES, Policy, apply_policy
-from mrm_stream.sources.mimic import FINDINGS
+from mrm_stream.sources.mimic_tables import FINDINGS
 
 
 @pytest.mark.parametrize(

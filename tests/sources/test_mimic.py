@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import RecordError, SourceError
-from mrm_stream.sources.mimic import FINDINGS, list_mimic
+from mrm_stream.sources.mimic import list_mimic
+from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.reading import read_image, read_report
 from mrm_stream.sources.registry import list_records
 

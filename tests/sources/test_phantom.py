@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mrm_stream.errors import SourceError
-from mrm_stream.sources.mimic import FINDINGS
+from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.phantom.exposure import pose
 from mrm_stream.sources.phantom.grid import LEFT_EDGE, PIXELS_PER_UNIT, TOP_EDGE
 from mrm_stream.sources.phantom.report import Report, write_report

@@ -24,10 +24,9 @@ def command(run: Run, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "mrm_stream.cli", "train", *place, *settings]
 
 
-def launch(run: Run, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(run, *overrides), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
-    )
+def launch(run: Run, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    arguments, environment = command(run, *overrides), {**ENVIRONMENT, **environment}
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_ranks_do_not_outlive_a_launcher_that_is_killed(run: Run) -> None:
@@ -98,8 +97,12 @@ def test_a_request_to_stop_reaches_the_ranks_and_the_same_command_continues(run:
     assert "holds a run with other settings: optim.base_lr was 0.1, is 0.2" in changed.stderr
     assert len(changed.stderr.splitlines()) == 2
 
-    result = launch(run)
+    temporary = run.out.with_name("temporary")
+    temporary.mkdir()
+    result = launch(run, TMPDIR=str(temporary))
     assert result.returncode == 0, result.stderr
+    # But for torch's own cache, one for all of a user's runs.
+    assert [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
     assert "continuing at step" in result.stderr
     assert str(run.out / "encoder.safetensors") in result.stdout
     assert json.loads((run.out / "complete.json").read_text())["step"] == STEPS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from mrm_stream.sources.mimic import FINDINGS
+from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.phantom.draws import Draws, Level
 from mrm_stream.sources.phantom.listing import Entry
 

@@ -28,6 +28,7 @@ GDCM_NAMES = {
     uid.JPEGLSLossless: "JPEGLSLossless",
     uid.JPEG2000Lossless: "JPEG2000Lossless",
 }
+LOSSLESS = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.RLELossless, *GDCM_NAMES]
 
 
 def picture(height: int, width: int, bits: int, *, signed: bool = False, seed: int = 0) -> NDArray[Any]:
