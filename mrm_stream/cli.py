@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 import mrm_stream
-from mrm_stream.access import naming_files
 from mrm_stream.commands.bench import bench
 from mrm_stream.commands.bench_order import bench_order
 from mrm_stream.commands.packed import inspect, repair, tokenize, verify
@@ -16,6 +15,7 @@ from mrm_stream.commands.plan import plan
 from mrm_stream.commands.runs import export, reconstruct, train
 from mrm_stream.commands.shard import shard
 from mrm_stream.errors import MrmStreamError
+from mrm_stream.storage.access import naming_files
 
 
 class _Commands(click.Group):

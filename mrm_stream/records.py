@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "validate", "test")
+REPORT_LIMIT = 1 << 20
+"""Bytes in a report, at most."""
 
 
 class Box(NamedTuple):

@@ -14,10 +14,10 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 import click
 
-from mrm_stream.access import naming_files
-from mrm_stream.config_file import load_config, with_places
+from mrm_stream.config.file import load_config, with_paths
+from mrm_stream.distributed.orphan import end_with_launcher
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.training.orphan import end_with_launcher
+from mrm_stream.storage.access import naming_files
 
 
 @click.command()
@@ -31,14 +31,14 @@ from mrm_stream.training.orphan import end_with_launcher
 def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str, ...]) -> None:
     """Pre-train an encoder; a run found in the output directory is continued."""
     end_with_launcher()  # Which may be killed while what follows is imported.
-    from mrm_stream.runtime import set_up_logging, start_runtime
-    from mrm_stream.training.engine import disconnect
-    from mrm_stream.training.loop import pretrain
-    from mrm_stream.training.ranks import FirstRankFailedError
+    from mrm_stream.distributed.connection import disconnect
+    from mrm_stream.distributed.ranks import FirstRankFailedError
+    from mrm_stream.distributed.runtime import set_up_logging, start_runtime
+    from mrm_stream.training.trainer import pretrain
 
     try:
         with naming_files():
-            settings = with_places(load_config(config, overrides), shards=shards, out=out)
+            settings = with_paths(load_config(config, overrides), shards=shards, out=out)
             runtime = start_runtime()
             set_up_logging(quiet=not runtime.is_first)
             pretrain(settings, runtime)

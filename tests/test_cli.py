@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mrm_stream.cli import main
 from mrm_stream.commands.bench import bench
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 

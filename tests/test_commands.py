@@ -12,14 +12,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mrm_stream.cli import main
-from mrm_stream.packing.manifest import read_manifest, write_manifest
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.manifest import read_manifest, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import ShardEntry
 from mrm_stream.packing.pack import pack
-from mrm_stream.packing.shard import ShardEntry
 from mrm_stream.packing.verify import verify
-from mrm_stream.publish import sha256_of
 from mrm_stream.sources.phantom.tree import write_phantom_tree
-from mrm_stream.storage import names_in, place_of, upload
+from mrm_stream.storage.files import names_in, upload
+from mrm_stream.storage.paths import parse_path
+from mrm_stream.storage.publish import sha256_of
 
 FLAG = "--i-may-store-this-there"
 
@@ -244,11 +245,11 @@ def test_nothing_is_stored_elsewhere_unless_that_was_said(tree: Path, packed: Pa
         said = fails(*words, "--workers", 1)
         assert "radiographs and reports would leave this machine" in said
         assert FLAG in said
-    assert names_in(place_of(there)) == set()
+    assert names_in(parse_path(there)) == set()
 
 
 def test_with_the_flag_a_set_elsewhere_is_mended_and_tokenized(tree: Path, packed: Path) -> None:
-    there, again = place_of("memory://commands/set"), place_of("memory://commands/again")
+    there, again = parse_path("memory://commands/set"), parse_path("memory://commands/again")
     for path in packed.iterdir():
         upload(path, there / path.name)
     (there / a_shard(packed).name).unlink()

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from mrm_stream.decode.crops import random_crops
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.model.masking import mask_tokens, patch_noise
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import plan_shards
 from mrm_stream.randomness import Purpose, words
 from mrm_stream.records import Record

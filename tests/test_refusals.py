@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from mrm_stream.cli import main
-from mrm_stream.config_file import load_config
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.config.file import load_config
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.opening import fingerprint_of

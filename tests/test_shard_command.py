@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from mrm_stream.cli import main
 from mrm_stream.errors import ConfigError
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 
 
@@ -82,7 +82,8 @@ def test_an_estimate_for_a_cluster_counts_no_cores_of_this_machine(tree: Path, t
 
 _SLOW = """
 import sys, time
-from mrm_stream import cli, publish
+from mrm_stream import cli
+from mrm_stream.storage import publish
 
 true_upload = publish.upload
 

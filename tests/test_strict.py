@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
 from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, ShardError
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.journal import Journal
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
-from mrm_stream.packing.tokenizer import load_tokenizer
-from mrm_stream.publish import make_private_folder
 from mrm_stream.sources.phantom.tree import write_phantom_tree
+from mrm_stream.storage.publish import make_private_folder
 from mrm_stream.strict import DuplicateKeyError, parse_json, parse_yaml
+from mrm_stream.text.tokenizer import load_tokenizer
 from mrm_stream.training.checkpoint import read_state
 from mrm_stream.training.metrics import read_metrics
 

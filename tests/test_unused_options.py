@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from mrm_stream.cli import main
 from mrm_stream.errors import MrmStreamError, ShardError
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.repair import repair
-from mrm_stream.packing.tokenizer import train_tokenizer
 from mrm_stream.records import Record
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.sources.registry import SOURCES, find_source
+from mrm_stream.text.tokenizer import train_tokenizer
 
 WITH_REPORTS = {"mimic", "mimic-dicom", "chexpert-plus", "openi", "padchest", "training-csv", "covid"}
 OF_REPORTS = {"--sections": "findings", "--tokenizer": "tokenizer.json", "--vocabulary": "500"}

@@ -31,8 +31,8 @@ from mrm_stream.bench.data_sets import SEED, DataSets, make_data_sets, warm
 from mrm_stream.bench.machine import machine, run_afresh, versions
 from mrm_stream.bench.mosaicml import Mosaicml
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.publish import make_private_folder, publish_bytes
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.storage.publish import make_private_folder, publish_bytes
 
 RESULT, PLOT = "data.json", "data.png"
 

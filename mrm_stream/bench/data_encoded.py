@@ -13,7 +13,7 @@ import numpy as np
 from mrm_stream.bench.data_result import OURS, Run
 from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW, DataSets, tar_names
 from mrm_stream.bench.passes import Pass, time_passes
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 _BUFFER = 1000
 """Samples that webdataset shuffles, as in its documentation's examples."""

@@ -23,10 +23,10 @@ import torch
 from mrm_stream.bench.data_result import DALI, OURS, Run
 from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW, tar_names
 from mrm_stream.bench.machine import cpu_seconds, peak_bytes
-from mrm_stream.config import DataConfig, MethodConfig
+from mrm_stream.config.pretrain import DataConfig, MethodConfig
 from mrm_stream.stream.loader import Loader
-from mrm_stream.stream.reader import ShardSet
-from mrm_stream.training.batches import BatchMaker
+from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain_batches import BatchMaker
 
 PATCHES = 196
 _FASTER = 8

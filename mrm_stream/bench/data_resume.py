@@ -29,7 +29,7 @@ def run_resume(name: str, directory: Path, position: int, batch: int, threads: i
     from mrm_stream.bench.data_pairs import batch_maker, load
     from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW
     from mrm_stream.stream.loader import STATE_VERSION
-    from mrm_stream.stream.reader import ShardSet
+    from mrm_stream.stream.shard_set import ShardSet
 
     shards = ShardSet.open(directory, SPLIT, verify=name == OURS)
     maker = batch_maker(shards, threads)

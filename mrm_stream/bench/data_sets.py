@@ -13,10 +13,12 @@ from pathlib import Path
 from mrm_stream.bench.data_result import DataBenchOptions
 from mrm_stream.bench.formats import QUALITY
 from mrm_stream.bench.mosaicml import Mosaicml
-from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, Manifest, read_manifest, write_manifest
-from mrm_stream.packing.shard import PackedSample, ShardEntry, write_shard
+from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
+from mrm_stream.formats.manifest import Manifest, read_manifest, write_manifest
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.stream.order import Order
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 LARGE, SMALL = 1024, 512
 """Short sides in pixels."""
@@ -54,7 +56,7 @@ def make_data_sets(folder: Path, options: DataBenchOptions, mosaicml: Mosaicml |
     """
     # Imported here: a process that only reads the sets, and is timed from its start, has no use for them.
     from mrm_stream.bench.radiographs import make_bench_set
-    from mrm_stream.packing.options import PackOptions
+    from mrm_stream.formats.options import PackOptions
     from mrm_stream.packing.pack import pack
     from mrm_stream.packing.workers import Workers
 

@@ -16,23 +16,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from mrm_stream.bench.gpu_setting import Found, Setting, SkippedError
-from mrm_stream.config import Config
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import Config
 from mrm_stream.decode.crops import random_crops
 from mrm_stream.decode.dali import DaliDecoder
 from mrm_stream.decode.decoder import make_decoder
 from mrm_stream.decode.device import Handover
 from mrm_stream.decode.jpeg import jpeg_sizes
-from mrm_stream.packing.manifest import MANIFEST
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.folder import MANIFEST
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.workers import Workers
 from mrm_stream.records import Batch
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.loader import Loader
-from mrm_stream.stream.reader import ShardSet
-from mrm_stream.training.batches import BatchMaker
-from mrm_stream.training.loop import make_batches
+from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain_batches import BatchMaker
+from mrm_stream.training.trainer import make_batches
 
 Backend = Literal["dali", "turbojpeg"]
 BACKENDS: tuple[Backend, ...] = ("dali", "turbojpeg")

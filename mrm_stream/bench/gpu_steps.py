@@ -13,15 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrm_stream.bench.gpu_pixels import loading
 from mrm_stream.bench.gpu_setting import Found, Setting
-from mrm_stream.config import Config
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import Config
 from mrm_stream.decode.pair import make_lr_hr_pair
-from mrm_stream.packing.manifest import MANIFEST
+from mrm_stream.distributed.connection import disconnect
+from mrm_stream.distributed.ranks import Ranks
+from mrm_stream.distributed.runtime import Runtime, start_runtime
+from mrm_stream.formats.folder import MANIFEST
 from mrm_stream.records import Batch
-from mrm_stream.runtime import Runtime, start_runtime
-from mrm_stream.training.engine import Engine, disconnect
-from mrm_stream.training.loop import load_weights, make_model
-from mrm_stream.training.ranks import Ranks
+from mrm_stream.training.engine import Engine
+from mrm_stream.training.trainer import load_weights, make_model
 
 _NO_DROPOUT = "model.report_decoder.dropout=0.0"
 _PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}

@@ -29,10 +29,10 @@ from mrm_stream.bench.order_result import (
     neighbour_distance,
 )
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.plan import plan_shards
-from mrm_stream.publish import make_private_folder, publish_bytes
 from mrm_stream.records import Record
+from mrm_stream.storage.publish import make_private_folder, publish_bytes
 from mrm_stream.stream.order import Order
 
 RESULT = "order.json"

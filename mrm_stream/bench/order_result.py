@@ -82,7 +82,7 @@ def measure_quality(
 
     Args:
         order: Index in the shards of the sample at each position, shape (samples,).
-        source: Place in the source of the sample at each index, shape (samples,).
+        source: AnyPath in the source of the sample at each index, shape (samples,).
         shard_sizes: Samples of each shard.
         full_distance: Median distance of neighbours in a full shuffle.
         options: Batch size and labels.

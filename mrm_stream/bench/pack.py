@@ -22,7 +22,7 @@ from mrm_stream.bench.pack_result import PackBench, PackBenchOptions
 from mrm_stream.bench.peers import CONTENDERS, Job, Run, run_contender
 from mrm_stream.bench.radiographs import make_bench_set
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.publish import make_private_folder, publish_bytes
+from mrm_stream.storage.publish import make_private_folder, publish_bytes
 
 RESULT = "pack.json"
 PLOT = "pack.png"

@@ -25,8 +25,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from mrm_stream.bench.machine import cpu_seconds, peak_bytes
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.images.sizes import target_size
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.workers import Workers
 

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrm_stream.errors import ConfigError, MrmStreamError
-from mrm_stream.packing.shard import ShardEntry
+from mrm_stream.formats.shard import ShardEntry
 from mrm_stream.records import Sample
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.order import EPOCHS, Order, rank_slice, steps_of
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 POSITIONS = 20
 """Random places at which the order is entered afresh."""

@@ -14,12 +14,12 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from mrm_stream.bench.formats import HEIGHT, QUALITY, WIDTH
-from mrm_stream.packing.tokenizer import train_tokenizer
 from mrm_stream.sources.phantom.chest import build_chest
 from mrm_stream.sources.phantom.exposure import develop, draw_texture, print_grey
 from mrm_stream.sources.phantom.findings import apply_findings
 from mrm_stream.sources.phantom.report import write_report
 from mrm_stream.sources.phantom.subject import draw_exposure, draw_study
+from mrm_stream.text.tokenizer import train_tokenizer
 
 _DISTINCT = 24
 """Chests that are rendered; the other images are these, shifted and mirrored: that takes a third of the time."""

@@ -20,9 +20,9 @@ from mrm_stream.bench.data_pairs import batch_maker, load
 from mrm_stream.bench.data_sets import SPLIT
 from mrm_stream.decode import cpu
 from mrm_stream.decode.views import ViewMaker
-from mrm_stream.publish import publish_bytes
-from mrm_stream.stream.reader import ShardSet
-from mrm_stream.training import batches
+from mrm_stream.storage.publish import publish_bytes
+from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks import pretrain_batches as batches
 
 P = ParamSpec("P")
 R = TypeVar("R")

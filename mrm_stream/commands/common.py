@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from mrm_stream.packing.workers import Workers
-    from mrm_stream.storage import Place
+    from mrm_stream.storage.paths import AnyPath
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,7 +23,7 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path."""
-        from mrm_stream.storage import local_fault
+        from mrm_stream.storage.paths import local_fault
 
         fault = local_fault(value) if isinstance(value, str) else None
         if fault is not None:
@@ -35,23 +35,23 @@ DIRECTORY = LocalPath(path_type=Path, file_okay=False)
 FILE = LocalPath(path_type=Path, dir_okay=False)
 
 
-class PlaceType(click.ParamType["Place"]):
+class PathOrUrl(click.ParamType["AnyPath"]):
     """A directory, here (a path) or elsewhere (a URL)."""
 
     name = "PATH|URL"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AnyPath:
         """Return the place."""
         from mrm_stream.errors import StorageError
-        from mrm_stream.storage import place_of
+        from mrm_stream.storage.paths import parse_path
 
         try:
-            return place_of(value) if isinstance(value, str) else value
+            return parse_path(value) if isinstance(value, str) else value
         except StorageError as error:
             self.fail(str(error), param, ctx)
 
 
-PLACE = PlaceType()
+PLACE = PathOrUrl()
 
 
 def check_output(path: Path) -> None:
@@ -61,10 +61,10 @@ def check_output(path: Path) -> None:
         ConfigError: It would lie in a packed set, or in a checkpoint of a run.
         StorageError: Its folder cannot be made, or written to.
     """
-    from mrm_stream.access import is_file
     from mrm_stream.errors import ConfigError
-    from mrm_stream.packing.journal import set_around
-    from mrm_stream.publish import check_folder
+    from mrm_stream.formats.folder import set_around
+    from mrm_stream.storage.access import is_file
+    from mrm_stream.storage.publish import check_folder
 
     found = set_around(path)
     if found is None and path.resolve().parent.name.startswith("step-") and is_file(path.parent / "state.json"):
@@ -94,15 +94,15 @@ def with_links(command: F) -> F:
     return click.option("--follow-links", is_flag=True, help=what)(command)
 
 
-def source_places(root: Place, lists: Place | None, follow_links: bool) -> tuple[Place, Place | None]:
+def source_places(root: AnyPath, lists: AnyPath | None, follow_links: bool) -> tuple[AnyPath, AnyPath | None]:
     """Return the places that a source is read from, those of which links are followed.
 
     Raises:
         ConfigError: There are no links to follow.
     """
     from mrm_stream.errors import ConfigError
-    from mrm_stream.links import followed
-    from mrm_stream.storage import is_remote
+    from mrm_stream.storage.links import followed
+    from mrm_stream.storage.paths import is_remote
 
     if not follow_links:
         return root, lists
@@ -134,7 +134,7 @@ def resumable() -> Iterator[None]:
 
 def start() -> None:
     """Begin a command that does something."""
-    from mrm_stream.runtime import set_up_logging
+    from mrm_stream.distributed.runtime import set_up_logging
 
     set_up_logging()
 

@@ -22,7 +22,7 @@ from mrm_stream.commands.common import (
 if TYPE_CHECKING:
     from mrm_stream.packing.verify import Fault
     from mrm_stream.packing.workers import Workers
-    from mrm_stream.storage import Place
+    from mrm_stream.storage.paths import AnyPath
 
 _SHOWN = 20
 """Faults that are told one by one."""
@@ -32,7 +32,7 @@ _SHOWN = 20
 @click.argument("directory", type=PLACE)
 @click.option("--decode", is_flag=True, help="Decode every image, mask, token stream and report as well.")
 @with_workers
-def verify(directory: Place, decode: bool, workers: Workers) -> None:
+def verify(directory: AnyPath, decode: bool, workers: Workers) -> None:
     """Check a packed set, every byte of it; exit with 1 and name what is wrong.
 
     \b
@@ -60,7 +60,7 @@ def verify(directory: Place, decode: bool, workers: Workers) -> None:
 @click.option("--out", type=FILE, help="HTML page to write.  [default: DIRECTORY's name, .html, here]")
 @click.option("-n", "count", type=click.IntRange(0, 500), default=24, show_default=True, help="Radiographs to show.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of radiographs.")
-def inspect(directory: Place, out: Path | None, count: int, seed: int) -> None:
+def inspect(directory: AnyPath, out: Path | None, count: int, seed: int) -> None:
     """Say what a packed set holds, and draw it on an HTML page that needs no network.
 
     The page shows radiographs: treat it as you treat the data set.
@@ -95,9 +95,9 @@ def inspect(directory: Place, out: Path | None, count: int, seed: int) -> None:
 @with_workers
 @click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where DIRECTORY is not a local path.")
 def repair(
-    directory: Place,
-    root: Place,
-    lists: Place | None,
+    directory: AnyPath,
+    root: AnyPath,
+    lists: AnyPath | None,
     follow_links: bool,
     workers: Workers,
     may_store: bool,
@@ -144,8 +144,8 @@ def repair(
 @with_workers
 @click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where --out is not a local path.")
 def tokenize(
-    directory: Place,
-    out: Place,
+    directory: AnyPath,
+    out: AnyPath,
     tokenizer: Path | None,
     vocabulary: int | None,
     sections: str | None,
@@ -162,8 +162,8 @@ def tokenize(
     from mrm_stream.commands.shard import check_destination, tell_manifest
     from mrm_stream.errors import ConfigError
     from mrm_stream.packing.retokenize import check_changes, retokenize
-    from mrm_stream.packing.sections import check_sections
     from mrm_stream.progress import progress
+    from mrm_stream.text.sections import check_sections
 
     start()
     check_destination(out, may_store)
@@ -195,7 +195,7 @@ def _tell_faults(faults: list[Fault]) -> None:
         click.echo(f"... and {len(faults) - _SHOWN} more")
 
 
-def _remedies(faults: list[Fault], directory: Place) -> str:
+def _remedies(faults: list[Fault], directory: AnyPath) -> str:
     """Return a line for each thing that helps: `repair` is named only where it can mend some of it."""
     from mrm_stream.errors import command_line
 

@@ -10,7 +10,7 @@ import click
 from mrm_stream.commands.common import DIRECTORY, FILE, PLACE, check_output, counted, start
 
 if TYPE_CHECKING:
-    from mrm_stream.storage import Place
+    from mrm_stream.storage.paths import AnyPath
 
 
 @click.command()
@@ -43,7 +43,7 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
 @click.option(
     "-n", "count", type=click.IntRange(min=1, max=64), default=4, show_default=True, help="Samples to restore."
 )
-def reconstruct(run: Path, out: Path, shards: Place | None, split: str | None, count: int) -> None:
+def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None, count: int) -> None:
     """Draw what a run restores: masked radiograph, restoration, truth, and the report's hidden words.
 
     The picture shows radiographs and reports: treat it as you treat the data set.
@@ -52,7 +52,7 @@ def reconstruct(run: Path, out: Path, shards: Place | None, split: str | None, c
     mrm-stream reconstruct --run runs/first --out restored.png
     """
     from mrm_stream.visual.figures import check_place, curves_figure, restoration_figure, save_figure
-    from mrm_stream.visual.restorations import counted_words, restore_samples
+    from mrm_stream.visual.reconstructions import counted_words, restore_samples
 
     start()
     check_output(out)
@@ -88,9 +88,9 @@ def export(run: Path, out: Path, form: str) -> None:
     \b
     mrm-stream export --run runs/first --out first.pth --as reference
     """
-    from mrm_stream.config_file import portable_settings
-    from mrm_stream.model.weights import export_encoder, save_reference
-    from mrm_stream.training.loop import load_run
+    from mrm_stream.config.file import portable_settings
+    from mrm_stream.pretrained.weights import export_encoder, save_reference
+    from mrm_stream.training.trainer import load_run
 
     start()
     check_output(out)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from mrm_stream.formats.manifest import Manifest
     from mrm_stream.packing.estimate import Estimate
-    from mrm_stream.packing.manifest import Manifest
     from mrm_stream.packing.workers import Workers
-    from mrm_stream.storage import Place
+    from mrm_stream.storage.paths import AnyPath
 
 
 def one_of(name: str, *kinds: str, what: str) -> Callable[[F], F]:
@@ -78,9 +78,9 @@ def one_of(name: str, *kinds: str, what: str) -> Callable[[F], F]:
 @click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where --out is not a local path.")
 def shard(
     source: str,
-    root: Place,
-    out: Place,
-    lists: Place | None,
+    root: AnyPath,
+    out: AnyPath,
+    lists: AnyPath | None,
     follow_links: bool,
     tokenizer: Path | None,
     vocabulary: int | None,
@@ -99,14 +99,14 @@ def shard(
     mrm-stream shard --src mimic --root /data/mimic-cxr-jpg --out shards/mimic
     """
     from mrm_stream.errors import ConfigError, command_line
+    from mrm_stream.formats.options import PackOptions
     from mrm_stream.packing.estimate import estimate
-    from mrm_stream.packing.options import PackOptions
     from mrm_stream.packing.pack import Progress, pack
     from mrm_stream.packing.plan import SetPlan, check_choices, plan_set
-    from mrm_stream.packing.sections import check_sections
     from mrm_stream.progress import progress
     from mrm_stream.sources.registry import find_source
-    from mrm_stream.storage import names_in
+    from mrm_stream.storage.files import names_in
+    from mrm_stream.text.sections import check_sections
 
     start()
     conditions = find_source(source).conditions
@@ -182,14 +182,14 @@ def unwinding_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_destination(out: Place, may_store: bool) -> None:
+def check_destination(out: AnyPath, may_store: bool) -> None:
     """Refuse to send patients' data away unless that was said in so many words.
 
     Raises:
         StorageError: `out` is remote, and it was not.
     """
     from mrm_stream.errors import StorageError
-    from mrm_stream.storage import is_remote
+    from mrm_stream.storage.paths import is_remote
 
     if is_remote(out) and not may_store:
         raise StorageError(
@@ -200,9 +200,9 @@ def check_destination(out: Place, may_store: bool) -> None:
         )
 
 
-def tell_manifest(manifest: Manifest, out: Place) -> None:
+def tell_manifest(manifest: Manifest, out: AnyPath) -> None:
     """Say what has been packed, what was assumed for it, and what was left out."""
-    from mrm_stream.packing.manifest import tell_bits, tell_padded
+    from mrm_stream.formats.manifest import tell_bits, tell_padded
 
     splits = ", ".join(f"{manifest.samples(split):,} {split}" for split in manifest.splits)
     size = sum(entry.bytes for entry in manifest.shards()) / 1e9
@@ -233,7 +233,7 @@ def duration(seconds: float) -> str:
 
 def tell_estimate(guess: Estimate, processes: int | None) -> None:
     """Say what would be packed, and how long so many processes take; None: a cluster's, whose number is not known."""
-    from mrm_stream.packing.manifest import tell_bits
+    from mrm_stream.formats.manifest import tell_bits
 
     if processes is None:
         time_taken = f"about {duration(guess.seconds)} of one process's time, which the cluster's share"

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.config import ViTConfig
+from mrm_stream.config.pretrain import ViTConfig
 from mrm_stream.model.image_encoder import initialise_linears, make_blocks
 from mrm_stream.model.patches import COLOURS, restore_order, sincos_positions, take_patches
 

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mrm_stream.config import ViTConfig
+from mrm_stream.config.pretrain import ViTConfig
 from mrm_stream.model.patches import COLOURS, patchify, sincos_positions, take_patches
 
 

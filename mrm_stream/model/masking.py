@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mrm_stream.packing.tokenizer import CLS, PAD
 from mrm_stream.randomness import Purpose, uniform
+from mrm_stream.text.tokenizer import CLS, PAD
 
 
 def patch_noise(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.config import DataConfig, MethodConfig, ModelConfig
+from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig
 from mrm_stream.errors import ConfigError
 from mrm_stream.model.image_decoder import ImageDecoder
 from mrm_stream.model.image_encoder import ImageEncoder

@@ -10,9 +10,9 @@ from torch.nn import functional
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertLMPredictionHead
 
-from mrm_stream.config import ReportDecoderConfig
+from mrm_stream.config.pretrain import ReportDecoderConfig
 from mrm_stream.model.image_encoder import initialise_linears
-from mrm_stream.packing.tokenizer import MASK, PAD
+from mrm_stream.text.tokenizer import MASK, PAD
 
 
 class ReportDecoder(nn.Module):

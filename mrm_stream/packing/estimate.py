@@ -11,10 +11,10 @@ from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.pack import make_job
 from mrm_stream.packing.plan import SetPlan, ShardPlan
 from mrm_stream.packing.reports_files import publish_files
-from mrm_stream.packing.shard import write_shard
+from mrm_stream.packing.shard_writer import write_shard
 from mrm_stream.packing.worker import Rejected, pack_records
-from mrm_stream.publish import make_private_folder, staging_folder
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import make_private_folder, staging_folder
 
 TRIED = 64
 """Records that are packed for the estimate, spread over the set."""
@@ -42,7 +42,7 @@ class Estimate:
     """Of one process, the page cache as it happens to be."""
 
 
-def estimate(plan: SetPlan, tokenizer: Place | None = None) -> Estimate:
+def estimate(plan: SetPlan, tokenizer: AnyPath | None = None) -> Estimate:
     """Return what packing would give; nothing is left behind.
 
     Tokens are counted by a tokenizer that is trained on the records tried, unless one is given: theirs are hundreds of

@@ -20,17 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrm_stream.access import is_there, matching
 from mrm_stream.errors import ShardError
+from mrm_stream.formats.folder import DICTIONARY, FOLDER, JOB, MANIFEST, QUARANTINE, TOKENIZER, set_around
+from mrm_stream.formats.manifest import SHARD_NAME
+from mrm_stream.formats.shard import canonical_json
 from mrm_stream.packing.lock import locked
-from mrm_stream.packing.manifest import DICTIONARY, FORMAT, MANIFEST, QUARANTINE, SHARD_NAME, TOKENIZER
-from mrm_stream.packing.shard import canonical_json
-from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sweep_staging, sync_folder
-from mrm_stream.storage import Place, names_in, read_whole, remove, remove_empty_folder
+from mrm_stream.storage.access import is_there, matching
+from mrm_stream.storage.files import names_in, read_whole, remove, remove_empty_folder
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import TEMPORARY_SUFFIX, make_private_folder, publish_bytes, sweep_staging, sync_folder
 from mrm_stream.strict import parse_json
 
-FOLDER = ".packing"
-_JOB = "job.json"
 _LOCK = "lock"
 _REJECTED = "rejected.jsonl"
 _NOTE_LIMIT = 1 << 30
@@ -43,10 +43,10 @@ _logger = logging.getLogger(__name__)
 class Journal:
     """The notes of one packing job; small enough to be sent to worker processes."""
 
-    out: Place
+    out: AnyPath
 
     @property
-    def folder(self) -> Place:
+    def folder(self) -> AnyPath:
         """Where notes and unfinished files lie."""
         return self.out / FOLDER
 
@@ -70,7 +70,7 @@ class Journal:
             return None
         return content if is_whole else None
 
-    def list_rejected(self, lines: bytes) -> Place:
+    def list_rejected(self, lines: bytes) -> AnyPath:
         """Keep the list of records that were left out of a job that ends without a set; return its file."""
         path = self.folder / _REJECTED
         publish_bytes(path, lines)
@@ -84,7 +84,7 @@ class Journal:
 
     def close(self) -> None:
         """Remove the journal, the job's fingerprint last: interrupted here, the same job still knows its set."""
-        for name in sorted(names_in(self.folder) - {_LOCK}, key=lambda name: name == _JOB):
+        for name in sorted(names_in(self.folder) - {_LOCK}, key=lambda name: name == JOB):
             remove(self.folder / name)
         if isinstance(self.folder, Path):  # a remote lock is removed by its holder, and the folder is gone with it
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,7 +99,7 @@ class Journal:
 
 
 @contextmanager
-def open_journal(out: Place, fingerprint: str) -> Iterator[Journal]:
+def open_journal(out: AnyPath, fingerprint: str) -> Iterator[Journal]:
     """Begin or take up the job with this fingerprint in the directory `out`, and keep every other process from it.
 
     Raises:
@@ -133,7 +133,7 @@ def _is_ours(name: str) -> bool:
     return name in _OUR_FILES or SHARD_NAME.fullmatch(Path(name).with_suffix(".tar").name) is not None
 
 
-def check_vacant(out: Place) -> None:
+def check_vacant(out: AnyPath) -> None:
     """Check that a job may begin, or go on, in a directory.
 
     Raises:
@@ -157,30 +157,14 @@ def check_vacant(out: Place) -> None:
         )
 
 
-def set_around(path: Path) -> Path | None:
-    """Return the packed set, finished or not, that a local path is or lies in; None where there is none.
-
-    What else is written there would be foreign to `verify`, and might replace a shard.
-    """
-    whole = path.resolve()
-    return next((folder for folder in (whole, *whole.parents) if _is_set(folder)), None)
-
-
-def _is_set(folder: Path) -> bool:
-    for name, beginning in ((MANIFEST, FORMAT.encode()), (f"{FOLDER}/{_JOB}", b"")):
-        with suppress(OSError), (folder / name).open("rb") as file:
-            return beginning in file.read(100)
-    return False
-
-
-def _finished(out: Place) -> ShardError:
+def _finished(out: AnyPath) -> ShardError:
     return ShardError(
         "already holds shards", where=out, remedy="Choose another directory, or remove this one to pack it anew."
     )
 
 
 def _check_job(journal: Journal, fingerprint: str) -> None:
-    begun = journal.recall(Path(_JOB).stem)
+    begun = journal.recall(Path(JOB).stem)
     if begun is None and journal.is_finished:
         # Interrupted at the last step of `close`: whose set it is can no longer be told.
         journal.close()
@@ -189,7 +173,7 @@ def _check_job(journal: Journal, fingerprint: str) -> None:
         # Notes of a job that cannot be told are nobody's: they may be of other options.
         for name in names_in(journal.folder) - {_LOCK}:
             remove(journal.folder / name)
-        journal.note(Path(_JOB).stem, fingerprint)
+        journal.note(Path(JOB).stem, fingerprint)
     elif begun != fingerprint:
         raise ShardError(
             "holds the beginning of another packing job (other options, other records or other library versions)",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
-Policy = Literal["keep", "ignore", "zero", "one", "mixed"]
-"""keep: stay -1. ignore: left out, as if not mentioned. zero: absent. one: present. mixed: by the finding."""
+from mrm_stream.formats.options import Policy
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mrm_stream.errors import ShardError, StorageError
-from mrm_stream.locks import try_lock
-from mrm_stream.storage import Place, create_exclusively, overwrite, read_whole, remove
+from mrm_stream.storage.files import create_exclusively, overwrite, read_whole, remove
+from mrm_stream.storage.locks import try_lock
+from mrm_stream.storage.paths import AnyPath
 
 RENEWED_S = 15.0
 """Seconds from one renewal of a lease to the next."""
@@ -31,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(lock: Place, directory: Place) -> Iterator[None]:
+def locked(lock: AnyPath, directory: AnyPath) -> Iterator[None]:
     """Hold the lock while the block lasts.
 
     Args:
@@ -75,7 +76,7 @@ def _opened(lock: Path) -> BinaryIO:
         ) from error
 
 
-def _lock_file(file: BinaryIO, lock: Path, directory: Place) -> None:
+def _lock_file(file: BinaryIO, lock: Path, directory: AnyPath) -> None:
     try:
         if not try_lock(file):
             _logger.warning("%s: its file system has no locks; see that no other process packs there", directory)
@@ -95,7 +96,7 @@ def _is_still_there(file: BinaryIO, lock: Path) -> bool:
         return False
 
 
-def _take(lock: Place, owner: str, directory: Place) -> None:
+def _take(lock: AnyPath, owner: str, directory: AnyPath) -> None:
     if create_exclusively(lock, _lease(owner, 0)):
         return
     seen = _read(lock)
@@ -110,7 +111,7 @@ def _take(lock: Place, owner: str, directory: Place) -> None:
         raise _in_use(directory)
 
 
-def _renew(lock: Place, owner: str, ended: threading.Event) -> None:
+def _renew(lock: AnyPath, owner: str, ended: threading.Event) -> None:
     count = 0
     while not ended.wait(RENEWED_S):
         count += 1
@@ -135,12 +136,12 @@ def _is_owned(lease: bytes, owner: str) -> bool:
     return lease.split(b" ")[0] == owner.encode("ascii")
 
 
-def _read(lock: Place) -> bytes:
+def _read(lock: AnyPath) -> bytes:
     try:
         return read_whole(lock, _LEASE_LIMIT)
     except FileNotFoundError:
         return b""
 
 
-def _in_use(directory: Place) -> ShardError:
+def _in_use(directory: AnyPath) -> ShardError:
     return ShardError("another process is packing into this directory", where=directory, remedy="Wait until it ends.")

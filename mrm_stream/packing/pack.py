@@ -11,25 +11,20 @@ from functools import partial
 from pathlib import Path
 
 from mrm_stream.errors import ConfigError, ShardError, SourceError
+from mrm_stream.formats.folder import QUARANTINE
+from mrm_stream.formats.manifest import Manifest, MasksEntry, ReportsEntry, read_manifest, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import ShardEntry, canonical_json
 from mrm_stream.packing.images.mask import MaskChange
 from mrm_stream.packing.journal import Journal, check_vacant, open_journal
-from mrm_stream.packing.manifest import (
-    QUARANTINE,
-    Manifest,
-    MasksEntry,
-    ReportsEntry,
-    read_manifest,
-    write_manifest,
-)
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import SetPlan, check_choices, libraries, plan_set
 from mrm_stream.packing.reports_files import publish_files
-from mrm_stream.packing.shard import ShardEntry, canonical_json
-from mrm_stream.packing.tokenizer import load_tokenizer
 from mrm_stream.packing.worker import Job, Rejected, ShardResult, pack_shard
 from mrm_stream.packing.workers import Workers, check_cluster, run_all
-from mrm_stream.publish import publish_bytes
-from mrm_stream.storage import Place, is_within
+from mrm_stream.storage.files import is_within
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import publish_bytes
+from mrm_stream.text.tokenizer import load_tokenizer
 
 MAX_BAD = 0.01
 """Share of the records that may be rejected."""
@@ -55,11 +50,11 @@ class Progress:
 
 def pack(
     source: str,
-    root: Place,
-    out: Place,
+    root: AnyPath,
+    out: AnyPath,
     *,
     options: PackOptions | None = None,
-    lists: Place | None = None,
+    lists: AnyPath | None = None,
     tokenizer: Path | None = None,
     max_bad: float = MAX_BAD,
     workers: Workers | None = None,
@@ -226,7 +221,7 @@ def _too_many_bad(rejected: Sequence[Rejected], done: Progress, max_bad: float, 
     )
 
 
-def _nothing_usable(rejected: Sequence[Rejected], reasons: Counter[str], out: Place) -> ShardError:
+def _nothing_usable(rejected: Sequence[Rejected], reasons: Counter[str], out: AnyPath) -> ShardError:
     reason, count = reasons.most_common(1)[0]
     return ShardError(
         f"nothing was packed: none of {len(rejected)} records can be used, {count} of them for {reason!r}",

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from mrm_stream.errors import ConfigError, SourceError
+from mrm_stream.formats.manifest import VERSION
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import canonical_json
 from mrm_stream.packing.labels import apply_policy
-from mrm_stream.packing.manifest import VERSION
-from mrm_stream.packing.options import PackOptions
-from mrm_stream.packing.shard import canonical_json
 from mrm_stream.randomness import Purpose, permutation
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.registry import find_source, list_records
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 _FRONTAL = {"AP", "PA", "FRONTAL"}
 _NO_DICOM = (".jpg", ".jpeg", ".png")
@@ -47,7 +47,7 @@ class SetPlan:
     """All that is known of a set before an image is read."""
 
     source: str
-    root: Place
+    root: AnyPath
     options: PackOptions
     by_lists: bool
     has_reports: bool
@@ -87,7 +87,7 @@ def libraries() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def plan_set(source: str, root: Place, options: PackOptions, lists: Place | None = None) -> SetPlan:
+def plan_set(source: str, root: AnyPath, options: PackOptions, lists: AnyPath | None = None) -> SetPlan:
     """List a data set's records, choose among them, and deal them out to shards.
 
     Raises:
@@ -115,7 +115,7 @@ def plan_set(source: str, root: Place, options: PackOptions, lists: Place | None
     )
 
 
-def check_choices(plan: SetPlan, *, tokenizer: Place | None = None, vocabulary: int | None = None) -> None:
+def check_choices(plan: SetPlan, *, tokenizer: AnyPath | None = None, vocabulary: int | None = None) -> None:
     """Refuse what was chosen for a set that it changes nothing in: who asks for it believes the set to be another.
 
     Args:
@@ -167,7 +167,7 @@ def plan_shards(records: Sequence[Record], options: PackOptions) -> list[ShardPl
     return plans
 
 
-def _choose_views(records: list[Record], options: PackOptions, root: Place) -> list[Record]:
+def _choose_views(records: list[Record], options: PackOptions, root: AnyPath) -> list[Record]:
     if options.views == "all":
         return records
     frontal = [record for record in records if record.view.upper().partition(" ")[0] in _FRONTAL]

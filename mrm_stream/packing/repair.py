@@ -9,29 +9,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
+from mrm_stream.formats.folder import DICTIONARY, QUARANTINE, TOKENIZER
+from mrm_stream.formats.manifest import QUARANTINE_LIMIT, Manifest, ReportsEntry, read_manifest
+from mrm_stream.formats.shard import ShardEntry, index_path
 from mrm_stream.packing.journal import Journal
 from mrm_stream.packing.lock import locked
-from mrm_stream.packing.manifest import (
-    DICTIONARY,
-    QUARANTINE,
-    QUARANTINE_LIMIT,
-    TOKENIZER,
-    Manifest,
-    ReportsEntry,
-    read_manifest,
-)
 from mrm_stream.packing.pack import make_job
 from mrm_stream.packing.plan import SetPlan, ShardPlan, plan_set
 from mrm_stream.packing.reports_files import learn_files
-from mrm_stream.packing.shard import ShardEntry, index_path, write_shard
+from mrm_stream.packing.shard_writer import write_shard
 from mrm_stream.packing.verify import STRAY, Fault, verify
 from mrm_stream.packing.worker import Job, Rejected, pack_records
 from mrm_stream.packing.workers import Workers, run_all
-from mrm_stream.publish import publish_bytes, publishing
 from mrm_stream.sources.registry import check_folders
-from mrm_stream.storage import Place, read_whole, remove
+from mrm_stream.storage.access import refuse_barred
+from mrm_stream.storage.files import read_whole, remove
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import publish_bytes, publishing
 from mrm_stream.strict import parse_json
 
 _LOCK = ".repair.lock"
@@ -40,10 +35,10 @@ _CHANGED = "the images or reports, or the libraries that pack them, have changed
 
 
 def repair(
-    directory: Place,
-    root: Place,
+    directory: AnyPath,
+    root: AnyPath,
     *,
-    lists: Place | None = None,
+    lists: AnyPath | None = None,
     workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Fault], list[Fault]]:
@@ -83,10 +78,10 @@ def repair(
 
 
 def _repair(
-    directory: Place,
-    root: Place,
+    directory: AnyPath,
+    root: AnyPath,
     manifest: Manifest,
-    lists: Place | None,
+    lists: AnyPath | None,
     workers: Workers,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Fault], list[Fault]]:
@@ -114,7 +109,7 @@ def _repair(
 
 
 def _mend_shards(
-    directory: Place,
+    directory: AnyPath,
     plan: SetPlan,
     manifest: Manifest,
     entries: dict[str, ShardEntry],
@@ -143,7 +138,7 @@ def _mend_shards(
     return failures
 
 
-def _left_out(directory: Place, manifest: Manifest) -> frozenset[str] | None:
+def _left_out(directory: AnyPath, manifest: Manifest) -> frozenset[str] | None:
     """Return the keys of the records that have no sample, for whatever reason; None where nobody knows any more.
 
     Tokenizing again may have left out what packing did not, and forgets for which sections packing left out what.
@@ -176,7 +171,7 @@ def _pack_again(job: Job, entries: dict[str, ShardEntry], plan: ShardPlan) -> bo
     return True
 
 
-def _mend_reports_files(directory: Place, plan: SetPlan, reports: ReportsEntry, wrong: set[str]) -> dict[str, str]:
+def _mend_reports_files(directory: AnyPath, plan: SetPlan, reports: ReportsEntry, wrong: set[str]) -> dict[str, str]:
     """Learn tokenizer and dictionary again, those that are wrong; return why, for each that is left."""
     failures: dict[str, str] = {}
     if TOKENIZER in wrong and (not reports.is_trained or reports.is_retrained):

@@ -13,20 +13,21 @@ from functools import partial
 
 from tokenizers import Tokenizer
 
-from mrm_stream.access import is_there
 from mrm_stream.errors import RecordError, SourceError
-from mrm_stream.packing.dictionary import TRAINING_BYTES, learn_dictionary
+from mrm_stream.formats.dictionary import TRAINING_BYTES, learn_dictionary
+from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
+from mrm_stream.formats.manifest import ReportsEntry
 from mrm_stream.packing.journal import Journal
-from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry
 from mrm_stream.packing.plan import SetPlan
-from mrm_stream.packing.sections import text_to_tokenize
-from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
 from mrm_stream.packing.worker import reason_of
 from mrm_stream.progress import SECONDS_BETWEEN_LINES
-from mrm_stream.publish import publish_bytes, sha256_of
 from mrm_stream.records import Record
 from mrm_stream.sources.reading import read_report
-from mrm_stream.storage import Place, is_remote
+from mrm_stream.storage.access import is_there
+from mrm_stream.storage.paths import AnyPath, is_remote
+from mrm_stream.storage.publish import publish_bytes, sha256_of
+from mrm_stream.text.sections import text_to_tokenize
+from mrm_stream.text.tokenizer import load_tokenizer, train_tokenizer
 
 _NOTE = "reports"
 _REQUESTS, _AHEAD = 32, 4096
@@ -50,7 +51,7 @@ class LearntFiles:
         return text.encode()
 
 
-def learn_files(plan: SetPlan, given: Place | None) -> LearntFiles:
+def learn_files(plan: SetPlan, given: AnyPath | None) -> LearntFiles:
     """Return what the training split's reports teach: the same for the same reports.
 
     Args:
@@ -94,7 +95,7 @@ def learn_files(plan: SetPlan, given: Place | None) -> LearntFiles:
     return LearntFiles(tokenizer, learn_dictionary(reports), tuple(unread))
 
 
-def publish_files(journal: Journal, plan: SetPlan, given: Place | None) -> ReportsEntry:
+def publish_files(journal: Journal, plan: SetPlan, given: AnyPath | None) -> ReportsEntry:
     """Publish tokenizer and dictionary of a set, or keep those of an interrupted run.
 
     They are kept only if no report has come that could not be read then. Else they are learnt again, and every shard
@@ -171,7 +172,7 @@ def _one_a_report(records: Iterable[Record]) -> list[Record]:
     return list(first.values())
 
 
-def _read(root: Place, records: Sequence[Record]) -> Iterator[tuple[Record, str | RecordError]]:
+def _read(root: AnyPath, records: Sequence[Record]) -> Iterator[tuple[Record, str | RecordError]]:
     if not is_remote(root):
         for record in records:
             yield record, _report_or_error(root, record)
@@ -182,7 +183,7 @@ def _read(root: Place, records: Sequence[Record]) -> Iterator[tuple[Record, str 
             yield from zip(some, pool.map(partial(_report_or_error, root), some), strict=True)
 
 
-def _report_or_error(root: Place, record: Record) -> str | RecordError:
+def _report_or_error(root: AnyPath, record: Record) -> str | RecordError:
     try:
         return read_report(root, record)
     except RecordError as error:

@@ -11,45 +11,37 @@ from functools import partial
 from pathlib import Path
 
 from mrm_stream.errors import ConfigError, RecordError, ShardError, SourceError
-from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.journal import Journal, open_journal
-from mrm_stream.packing.manifest import (
-    DICTIONARY,
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import DICTIONARY, QUARANTINE, TOKENIZER
+from mrm_stream.formats.manifest import (
     DICTIONARY_LIMIT,
-    QUARANTINE,
     QUARANTINE_LIMIT,
-    TOKENIZER,
     Manifest,
     ReportsEntry,
     read_manifest,
     shard_entry_from_json,
     write_manifest,
 )
+from mrm_stream.formats.shard import MASK_MEMBER, SHARD_LIMIT, ShardEntry, canonical_json, verify_shard
+from mrm_stream.packing.journal import Journal, open_journal
 from mrm_stream.packing.pack import MAX_BAD
-from mrm_stream.packing.sections import text_to_tokenize
-from mrm_stream.packing.shard import (
-    MASK_MEMBER,
-    SHARD_LIMIT,
-    PackedSample,
-    ShardEntry,
-    canonical_json,
-    verify_shard,
-    write_shard,
-)
-from mrm_stream.packing.tokenizer import load_tokenizer, train_tokenizer
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.verify import common_faults
 from mrm_stream.packing.worker import Rejected, reason_of, tokens_of
 from mrm_stream.packing.workers import Workers, check_cluster, run_all
-from mrm_stream.publish import publish_bytes
-from mrm_stream.storage import Place, is_within, read_whole
+from mrm_stream.storage.files import is_within, read_whole
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import publish_bytes
 from mrm_stream.strict import parse_json
+from mrm_stream.text.sections import text_to_tokenize
+from mrm_stream.text.tokenizer import load_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     """What all shards have in common."""
 
-    source: Place
+    source: AnyPath
     journal: Journal
     members: tuple[str, ...]
     sections: tuple[str, ...]
@@ -57,9 +49,9 @@ class _Task:
 
 
 def check_changes(
-    directory: Place,
+    directory: AnyPath,
     *,
-    tokenizer: Place | None,
+    tokenizer: AnyPath | None,
     vocabulary: int | None,
     sections: tuple[str, ...] | None,
     length: int | None,
@@ -82,10 +74,10 @@ def check_changes(
 
 
 def retokenize(
-    directory: Place,
-    out: Place,
+    directory: AnyPath,
+    out: AnyPath,
     *,
-    tokenizer: Place | None = None,
+    tokenizer: AnyPath | None = None,
     vocabulary: int | None = None,
     sections: tuple[str, ...] | None = None,
     length: int | None = None,
@@ -161,10 +153,10 @@ def retokenize(
 
 def _publish_files(
     journal: Journal,
-    directory: Place,
+    directory: AnyPath,
     old: Manifest,
     sections: tuple[str, ...],
-    tokenizer: Place | None,
+    tokenizer: AnyPath | None,
     vocabulary: int | None,
     length: int | None,
 ) -> ReportsEntry:
@@ -194,7 +186,7 @@ def _publish_files(
     )
 
 
-def _stored_reports(directory: Place, manifest: Manifest, sections: tuple[str, ...]) -> Iterator[str]:
+def _stored_reports(directory: AnyPath, manifest: Manifest, sections: tuple[str, ...]) -> Iterator[str]:
     """Yield the chosen sections of the training split's reports; those without any are told of later."""
     codec = ReportCodec(read_whole(directory / DICTIONARY, DICTIONARY_LIMIT))
     for entry in manifest.splits.get("train", ()):
@@ -239,7 +231,7 @@ def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Re
     return written, rejected
 
 
-def _samples(directory: Place, entry: ShardEntry, members: tuple[str, ...]) -> Iterator[PackedSample]:
+def _samples(directory: AnyPath, entry: ShardEntry, members: tuple[str, ...]) -> Iterator[PackedSample]:
     """Yield the samples of a shard, once it is found to be what the manifest says."""
     index = verify_shard(directory, entry, members)
     data = read_whole(index.path, SHARD_LIMIT)
@@ -257,7 +249,7 @@ def _samples(directory: Place, entry: ShardEntry, members: tuple[str, ...]) -> I
 
 def _conclude(
     journal: Journal,
-    directory: Place,
+    directory: AnyPath,
     new: Manifest,
     results: dict[str, tuple[ShardEntry | None, list[Rejected]]],
     max_bad: float,

@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from mrm_stream.access import refuse_barred
-from mrm_stream.config import DataConfig
+from mrm_stream.config.pretrain import DataConfig
 from mrm_stream.errors import ShardError
+from mrm_stream.formats.manifest import Manifest, read_manifest
+from mrm_stream.formats.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, read_index
 from mrm_stream.packing.images.boxes import box_from_json
 from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
 from mrm_stream.packing.images.png import read_png
-from mrm_stream.packing.manifest import Manifest, read_manifest
-from mrm_stream.packing.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, read_index
-from mrm_stream.publish import sha256_of
 from mrm_stream.records import SPLITS, Box
-from mrm_stream.storage import Place, retrying
+from mrm_stream.storage.access import refuse_barred
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import sha256_of
+from mrm_stream.storage.retries import retrying
 from mrm_stream.strict import parse_json
 
 TRAINED_TOKENS = DataConfig().report_length - 1
@@ -155,7 +156,7 @@ class _Facts:
 
 
 def summarise(
-    directory: Place,
+    directory: AnyPath,
     *,
     contact: int = 24,
     seed: int = 0,
@@ -220,7 +221,7 @@ def share_of(counts: Mapping[int, int], condition: Callable[[int], bool]) -> flo
 
 
 def _count_shard(
-    directory: Place, manifest: Manifest, split: str, entry: ShardEntry, into: SplitSummary, rows: Sequence[int]
+    directory: AnyPath, manifest: Manifest, split: str, entry: ShardEntry, into: SplitSummary, rows: Sequence[int]
 ) -> list[ShownSample]:
     """Count a shard's samples in, and return those of these rows, ascending."""
     index = _open_index(directory / entry.file, entry, manifest.members)
@@ -253,7 +254,7 @@ def _count_shard(
     return shown
 
 
-def _open_index(tar: Place, entry: ShardEntry, members: tuple[str, ...]) -> ShardIndex:
+def _open_index(tar: AnyPath, entry: ShardEntry, members: tuple[str, ...]) -> ShardIndex:
     index = read_index(tar, members)
     # What the index says of the tar's length it has been held against; that it is the manifest's index, not yet.
     if len(index) != entry.samples or sha256_of(index_path(tar)) != entry.index_sha256:

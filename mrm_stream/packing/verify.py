@@ -12,26 +12,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import DICTIONARY, MANIFEST, QUARANTINE, TOKENIZER
+from mrm_stream.formats.manifest import DICTIONARY_LIMIT, Manifest, ReportsEntry, read_manifest
+from mrm_stream.formats.shard import MASK_MEMBER, SHARD_LIMIT, ShardEntry, ShardIndex, index_path, verify_shard
 from mrm_stream.packing.images.boxes import box_from_json, is_inside
 from mrm_stream.packing.images.checks import MAX_SIDE, ImageError
 from mrm_stream.packing.images.jpeg import decode_jpeg
-from mrm_stream.packing.manifest import (
-    DICTIONARY,
-    DICTIONARY_LIMIT,
-    MANIFEST,
-    QUARANTINE,
-    TOKENIZER,
-    Manifest,
-    ReportsEntry,
-    read_manifest,
-)
-from mrm_stream.packing.shard import MASK_MEMBER, SHARD_LIMIT, ShardEntry, ShardIndex, index_path, verify_shard
 from mrm_stream.packing.workers import Workers, run_all
-from mrm_stream.publish import sha256_of
-from mrm_stream.storage import Place, names_in, read_whole
+from mrm_stream.storage.access import refuse_barred
+from mrm_stream.storage.files import names_in, read_whole
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import sha256_of
 from mrm_stream.strict import parse_json
 
 STRAY = "is not in the manifest"
@@ -63,7 +56,7 @@ class Fault:
 
 
 def verify(
-    directory: Place,
+    directory: AnyPath,
     *,
     decode: bool = False,
     workers: Workers | None = None,
@@ -100,7 +93,7 @@ def _vocabulary(manifest: Manifest) -> int:
     return 0 if manifest.reports is None else manifest.reports.vocabulary
 
 
-def _stray_files(directory: Place, manifest: Manifest) -> Iterator[Fault]:
+def _stray_files(directory: AnyPath, manifest: Manifest) -> Iterator[Fault]:
     """What lies there but is in no list; hidden files are left alone."""
     known = {MANIFEST, QUARANTINE}
     if manifest.reports is not None:
@@ -112,7 +105,7 @@ def _stray_files(directory: Place, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(name, STRAY)
 
 
-def common_faults(directory: Place, manifest: Manifest) -> Iterator[Fault]:
+def common_faults(directory: AnyPath, manifest: Manifest) -> Iterator[Fault]:
     """Yield what is wrong with the files that the shards of a set share."""
     digests = {QUARANTINE: manifest.quarantine_sha256}
     remedies: dict[str, str | None] = {QUARANTINE: _QUARANTINE_ANEW if manifest.quarantined else None}
@@ -136,7 +129,7 @@ def _tokenizer_remedy(reports: ReportsEntry) -> str | None:
 
 
 def _shard_faults(
-    directory: Place, members: tuple[str, ...], vocabulary: int | None, has_dictionary: bool, entry: ShardEntry
+    directory: AnyPath, members: tuple[str, ...], vocabulary: int | None, has_dictionary: bool, entry: ShardEntry
 ) -> list[Fault]:
     """Return what is wrong with one shard; its samples are decoded where a vocabulary is given.
 

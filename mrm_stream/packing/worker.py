@@ -19,29 +19,24 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mrm_stream.errors import ClusterError, MrmStreamError, RecordError, ShardError
-from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
+from mrm_stream.formats.manifest import ReportsEntry, shard_entry_from_json
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import ShardEntry, canonical_json, index_path, members_of, verify_shard
 from mrm_stream.packing.images.boxes import place_boxes
 from mrm_stream.packing.images.checks import ImageError
 from mrm_stream.packing.images.encode import EncodedImage, encode_image
 from mrm_stream.packing.images.mask import EncodedMask, MaskChange, encode_mask
 from mrm_stream.packing.journal import Journal
-from mrm_stream.packing.manifest import DICTIONARY, TOKENIZER, ReportsEntry, shard_entry_from_json
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import ShardPlan, libraries
-from mrm_stream.packing.sections import text_to_tokenize
-from mrm_stream.packing.shard import (
-    PackedSample,
-    ShardEntry,
-    canonical_json,
-    index_path,
-    members_of,
-    verify_shard,
-    write_shard,
-)
-from mrm_stream.packing.tokenizer import encode_report, load_tokenizer
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.records import Record
 from mrm_stream.sources.reading import path_to_tell, read_image, read_mask, read_report
-from mrm_stream.storage import Place, is_remote, read_whole, remove
+from mrm_stream.storage.files import read_whole, remove
+from mrm_stream.storage.paths import AnyPath, is_remote
+from mrm_stream.text.sections import text_to_tokenize
+from mrm_stream.text.tokenizer import encode_report, load_tokenizer
 
 _REQUESTS = 8
 """Images fetched at a time from a remote root, by each worker: one alone would wait most of its time."""
@@ -52,7 +47,7 @@ _DICTIONARY_LIMIT = 1 << 20
 class Job:
     """What all shards of a set have in common."""
 
-    root: Place
+    root: AnyPath
     journal: Journal
     options: PackOptions
     reports: ReportsEntry | None
@@ -196,7 +191,7 @@ def reason_of(error: RecordError) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:60]
 
 
-def _with_images(root: Place, records: Sequence[Record]) -> Iterator[tuple[Record, Future[bytes] | None]]:
+def _with_images(root: AnyPath, records: Sequence[Record]) -> Iterator[tuple[Record, Future[bytes] | None]]:
     """Yield each record, and its image if it is being fetched already: a remote root's are, some ahead of their use."""
     if not is_remote(root):
         for record in records:
@@ -268,7 +263,7 @@ def tokens_of(report: str, study: str, tokenizer: Tokenizer, sections: tuple[str
     return encode_report(tokenizer, chosen)[:length].astype(np.dtype("<u2"), copy=False).tobytes()
 
 
-def _pack_mask(root: Place, record: Record, image: EncodedImage) -> EncodedMask:
+def _pack_mask(root: AnyPath, record: Record, image: EncodedImage) -> EncodedMask:
     mask = read_mask(root, record) if record.mask_path is not None else record.mask_runs
     assert mask is not None, "every record of a source with masks has one"
     return encode_mask(mask, original_size=record.annotated_size or image.original_size, size=image.size)
@@ -324,6 +319,6 @@ def _reports_digests(job: Job) -> list[str] | None:
 
 
 @lru_cache(maxsize=16)
-def _load_tools(out: Place, reports: ReportsEntry, thread: int) -> tuple[Tokenizer, ReportCodec]:
+def _load_tools(out: AnyPath, reports: ReportsEntry, thread: int) -> tuple[Tokenizer, ReportCodec]:
     """Load tokenizer and dictionary once a thread, as zstd's contexts serve one; the digests tell jobs apart."""
     return load_tokenizer(out / TOKENIZER), ReportCodec(read_whole(out / DICTIONARY, _DICTIONARY_LIMIT))

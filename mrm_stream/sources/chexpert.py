@@ -21,7 +21,7 @@ from mrm_stream.sources.list_files import read_lists
 from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_optional_table, find_table, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 CHEXPERT_CONDITIONS = (
     "By Stanford's research use agreement CheXpert is for personal, non-commercial research: you do not share it, and "
@@ -57,7 +57,7 @@ class _Row:
     labels: Mapping[str, int]
 
 
-def list_chexpert(root: Place) -> Iterator[Record]:
+def list_chexpert(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row of the tables: training, then validation, then test; no image is looked for.
 
     A label that is blank in the table is left out; an uncertain one is -1. The view is AP, PA, ... where the table says
@@ -72,7 +72,7 @@ def list_chexpert(root: Place) -> Iterator[Record]:
         yield _record(folder, path, row, row.split, row.labels)
 
 
-def list_chexpert_by_files(root: Place, lists: Place) -> Iterator[Record]:
+def list_chexpert_by_files(root: AnyPath, lists: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the lists of a folder; split and the five labels are the lists'.
 
     The lists of the reference code take the official validation split as test split. They have no uncertain labels:
@@ -129,7 +129,7 @@ def _record(
     )
 
 
-def _find_folder(root: Place) -> str:
+def _find_folder(root: AnyPath) -> str:
     """Return what stands before a path of the tables: nothing, or the data set's folder and a slash."""
     if find_optional_table(root, "train.csv") is not None:
         return ""
@@ -145,7 +145,7 @@ def _find_folder(root: Place) -> str:
     return f"{folders[0]}/"
 
 
-def _read_tables(root: Place) -> tuple[str, dict[str, _Row]]:
+def _read_tables(root: AnyPath) -> tuple[str, dict[str, _Row]]:
     """Return the data set's folder, and path (below it) to row; rows with the same labels share a mapping."""
     folder = _find_folder(root)
     mappings: dict[tuple[str, ...], Mapping[str, int]] = {}

@@ -14,13 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import number_id, text_id
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_table, keys_from_paths, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage.access import is_folder
+from mrm_stream.storage.paths import AnyPath
 
 TABLE = "df_chexpert_plus_240401.csv"
 COLUMNS = (
@@ -42,7 +42,7 @@ _SPLITS = {"train": "train", "valid": "validate"}
 _IMAGE_PATH = re.compile(r"((?:[\w-]+/)+[\w-]+)\.(?:jpg|png)", re.ASCII)
 
 
-def list_chexpert_plus(root: Place) -> Iterator[Record]:
+def list_chexpert_plus(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row of the table, in its order; every view is listed, and no image looked for.
 
     A record without a report is listed; packing quarantines it.

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
-from mrm_stream.sources.blank_reports import says_something
 from mrm_stream.sources.joins import Join
 from mrm_stream.sources.list_files import ListedImage, read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_table, keys_from_paths, read_rows
-from mrm_stream.storage import Place, names_in
+from mrm_stream.storage.files import names_in
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.text.blank_reports import says_something
 
 COLUMNS = ("patientid", "offset", "finding", "view", "modality", "folder", "filename", "clinical_notes")
 
@@ -44,7 +45,7 @@ class _Row:
     notes: str | None = field(default=None, repr=False)
 
 
-def list_covid(root: Place) -> Iterator[Record]:
+def list_covid(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each radiograph that is on the disk and has notes that say something, in the table's order.
 
     Others are left out, and their numbers logged: copies of this collection are often subsets, and a fifth of its
@@ -68,7 +69,7 @@ def list_covid(root: Place) -> Iterator[Record]:
     files.check(path.name)
 
 
-def list_covid_by_files(root: Place, folder: Place) -> Iterator[Record]:
+def list_covid_by_files(root: AnyPath, folder: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the lists of a folder that is on the disk; split and label are the lists'.
 
     The label is `COVID-19` on lists called `iscovid_...`, `Viral` on those called `isviral_...`; other findings are
@@ -118,14 +119,14 @@ def _record(
     )
 
 
-def _find_files(root: Place, paths: Iterable[str]) -> Join[bool]:
+def _find_files(root: AnyPath, paths: Iterable[str]) -> Join[bool]:
     """Return which files there are in the folders of these paths; one listing each."""
     folders = dict.fromkeys(path.rpartition("/")[0] for path in paths)
     found = {f"{folder}/{name}": True for folder in folders for name in sorted(names_in(root / folder))}
     return Join(found, " and ".join(str(root / folder) for folder in folders), "images", enough=1)
 
 
-def _read_table(root: Place) -> tuple[Place, dict[str, _Row]]:
+def _read_table(root: AnyPath) -> tuple[AnyPath, dict[str, _Row]]:
     """Return the table's file, and path to row of each radiograph."""
     path = find_table(root, TABLE)
     lines: dict[str, int] = {}
@@ -146,7 +147,7 @@ def _read_table(root: Place) -> tuple[Place, dict[str, _Row]]:
     return path, rows
 
 
-def _listed_finding(image: ListedImage, folder: Place) -> str:
+def _listed_finding(image: ListedImage, folder: AnyPath) -> str:
     tasks = {name.partition("_")[0] for name in image.lists}
     if len(tasks) != 1 or not tasks <= _LISTED_FINDINGS.keys():
         raise SourceError(

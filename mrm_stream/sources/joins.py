@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.tables import quoted
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Join(Generic[T]):
         enough: Share of them below which `check` warns; 1: where a single one is missing.
     """
 
-    def __init__(self, rows: Mapping[str, T], table: Place | str, noun: str, *, enough: float = 0.5) -> None:
+    def __init__(self, rows: Mapping[str, T], table: AnyPath | str, noun: str, *, enough: float = 0.5) -> None:
         self._rows = rows
         self._table = table
         self._noun = noun
@@ -112,7 +112,7 @@ def text_id(cell: str) -> str:
     return cell.strip(_AROUND)
 
 
-def number_id(cell: str, column: str, path: Place, line: int, *, prefix: str = "") -> str:
+def number_id(cell: str, column: str, path: AnyPath, line: int, *, prefix: str = "") -> str:
     """Return an id that is a number as its digits, however a tool wrote it; text that is no number as it stands.
 
     Args:

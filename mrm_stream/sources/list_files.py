@@ -12,12 +12,13 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mrm_stream.access import refuse_barred
 from mrm_stream.errors import SourceError
-from mrm_stream.links import checked
 from mrm_stream.records import SPLITS
 from mrm_stream.sources.tables import claim, quoted
-from mrm_stream.storage import Place, names_in, read_whole
+from mrm_stream.storage.access import refuse_barred
+from mrm_stream.storage.files import names_in, read_whole
+from mrm_stream.storage.links import checked
+from mrm_stream.storage.paths import AnyPath
 
 LIST_LIMIT = 64 << 20
 """Bytes in one list; the longest published one, of 218,414 CheXpert images, has 16 MB."""
@@ -48,7 +49,7 @@ class ListedImage:
     """The lists that it is on, without `.txt`, sorted."""
 
 
-def read_lists(folder: Place, *, values: int | None, may_repeat: bool = False) -> list[ListedImage]:
+def read_lists(folder: AnyPath, *, values: int | None, may_repeat: bool = False) -> list[ListedImage]:
     """Return the images of all lists (`*.txt`) in a folder: the training split's first, the test split's last.
 
     Within a split they stand in the order of the lists' names and of the lines; an image on several lists of a split
@@ -103,7 +104,7 @@ def read_lists(folder: Place, *, values: int | None, may_repeat: bool = False) -
     ]
 
 
-def read_list(file: Place, *, values: int | None) -> Iterator[tuple[int, str, tuple[int, ...]]]:
+def read_list(file: AnyPath, *, values: int | None) -> Iterator[tuple[int, str, tuple[int, ...]]]:
     """Yield each line of one list as (its number from 1, path, labels); blank lines are passed over.
 
     Args:
@@ -143,7 +144,7 @@ def read_list(file: Place, *, values: int | None) -> Iterator[tuple[int, str, tu
         raise SourceError("the list is empty", where=file, remedy="Fetch it again.")
 
 
-def _find_lists(folder: Place) -> list[tuple[str, str, Place]]:
+def _find_lists(folder: AnyPath) -> list[tuple[str, str, AnyPath]]:
     """Return (name without .txt, split, file) of each list, in the order of splits, then of names."""
     try:
         names = names_in(folder)
@@ -167,7 +168,7 @@ def _find_lists(folder: Place) -> list[tuple[str, str, Place]]:
     return sorted(found, key=lambda entry: SPLITS.index(entry[1]))
 
 
-def _read_text(file: Place) -> str:
+def _read_text(file: AnyPath) -> str:
     try:
         content = read_whole(file, LIST_LIMIT)
     except FileNotFoundError:

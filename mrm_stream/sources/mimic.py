@@ -25,10 +25,10 @@ from mrm_stream.sources.mimic_tables import (
 )
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import find_table, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 
-def list_mimic(root: Place) -> Iterator[Record]:
+def list_mimic(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row of the metadata table, in its order; every view is listed.
 
     No image is looked for: 377,110 look-ups can take minutes on network storage.

@@ -30,12 +30,12 @@ from mrm_stream.sources.mimic_tables import (
 )
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_optional_table, find_table, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 _logger = logging.getLogger(__name__)
 
 
-def list_mimic_dicom(root: Place) -> Iterator[Record]:
+def list_mimic_dicom(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row of the record list, in its order; every view is listed, and no image looked for.
 
     Raises:
@@ -57,7 +57,7 @@ def list_mimic_dicom(root: Place) -> Iterator[Record]:
         views.check(path.name)
 
 
-def _find_of_jpg(root: Place, name: str, otherwise: str) -> Place | None:
+def _find_of_jpg(root: AnyPath, name: str, otherwise: str) -> AnyPath | None:
     """Return a table of MIMIC-CXR-JPG; where it is not there, log what follows from it."""
     table = TABLE.format(name)
     path = find_optional_table(root, table)
@@ -66,7 +66,7 @@ def _find_of_jpg(root: Place, name: str, otherwise: str) -> Place | None:
     return path
 
 
-def _read_records(path: Place, studies: Join[str], views: Join[str] | None) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _read_records(path: AnyPath, studies: Join[str], views: Join[str] | None) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (line, (dicom_id, subject, study, view)) of the record list."""
     for line, (*ids, image_path) in read_rows(path, ("dicom_id", "subject_id", "study_id", "path")):
         dicom_id, subject, study = read_ids(path, line, *ids)
@@ -82,7 +82,7 @@ def _read_records(path: Place, studies: Join[str], views: Join[str] | None) -> I
         yield line, (dicom_id, subject, study, view or "")
 
 
-def _read_studies(path: Place) -> Join[str]:
+def _read_studies(path: AnyPath) -> Join[str]:
     """Return study to subject."""
     lines: dict[str, int] = {}
     # One string for each subject, however many studies.
@@ -96,7 +96,7 @@ def _read_studies(path: Place) -> Join[str]:
     return Join(studies, path, "studies")
 
 
-def _read_views(path: Place) -> Join[str]:
+def _read_views(path: AnyPath) -> Join[str]:
     """Return dicom_id to view."""
     lines: dict[str, int] = {}
     shared: dict[str, str] = {}

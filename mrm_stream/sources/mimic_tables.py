@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from mrm_stream.access import is_file
 from mrm_stream.errors import SourceError, StorageError
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.joins import Join, number_id, text_id
 from mrm_stream.sources.reading import members_of_zip
 from mrm_stream.sources.tables import KEY_PATTERN, claim, find_optional_table, quoted, read_rows
-from mrm_stream.storage import Place, is_remote
+from mrm_stream.storage.access import is_file
+from mrm_stream.storage.paths import AnyPath, is_remote
 
 TABLE = "mimic-cxr-2.0.0-{}.csv"
 RADIOLOGIST_TABLE = "mimic-cxr-2.1.0-test-set-labeled.csv"
@@ -56,7 +56,7 @@ _logger = logging.getLogger(__name__)
 class Splits(NamedTuple):
     """What the split table says."""
 
-    table: Place
+    table: AnyPath
     by_image: Join[str]
     """dicom_id to one of `SPLITS`."""
     test_studies: Mapping[str, bool]
@@ -80,7 +80,7 @@ class Labels(NamedTuple):
 class Reports:
     """Knows where each study's report is, in the zip or in the tree, and whether there are any."""
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self._root = root
         self._zip: Join[bool] | None = None
         if is_file(root / REPORTS_ZIP):
@@ -115,7 +115,7 @@ class Reports:
             self._paths[folder] = path
         return path
 
-    def _look_for(self, place: Place) -> None:
+    def _look_for(self, place: AnyPath) -> None:
         try:
             self._found = is_file(place)
         except StorageError as error:
@@ -156,8 +156,8 @@ def study_folder(subject: str, study: str) -> str:
 
 
 def make_records(
-    root: Place,
-    path: Place,
+    root: AnyPath,
+    path: AnyPath,
     rows: Iterable[tuple[int, tuple[str, ...]]],
     suffix: str,
     splits: Splits | None,
@@ -201,7 +201,7 @@ def make_records(
         labels.labeler.check(path.name)
 
 
-def read_ids(path: Place, line: int, dicom_id: str, subject: str, study: str) -> tuple[str, str, str]:
+def read_ids(path: AnyPath, line: int, dicom_id: str, subject: str, study: str) -> tuple[str, str, str]:
     """Return the three ids, however a tool wrote them; they become parts of paths, and the dicom_id the record's key.
 
     Raises:
@@ -217,17 +217,17 @@ def read_ids(path: Place, line: int, dicom_id: str, subject: str, study: str) ->
     return image, read_subject(subject, path, line), read_study(study, path, line)
 
 
-def read_subject(cell: str, path: Place, line: int) -> str:
+def read_subject(cell: str, path: AnyPath, line: int) -> str:
     """Return a subject_id; SourceError where it is none."""
     return _digits(cell, "subject_id", "p", path, line)
 
 
-def read_study(cell: str, path: Place, line: int) -> str:
+def read_study(cell: str, path: AnyPath, line: int) -> str:
     """Return a study_id; SourceError where it is none."""
     return _digits(cell, "study_id", "s", path, line)
 
 
-def _digits(cell: str, column: str, prefix: str, path: Place, line: int) -> str:
+def _digits(cell: str, column: str, prefix: str, path: AnyPath, line: int) -> str:
     text = number_id(cell, column, path, line, prefix=prefix)
     if not (text.isascii() and text.isdigit()):
         raise SourceError(
@@ -238,7 +238,7 @@ def _digits(cell: str, column: str, prefix: str, path: Place, line: int) -> str:
     return text
 
 
-def read_splits(path: Place) -> Splits:
+def read_splits(path: AnyPath) -> Splits:
     """Return the split of each image, and the studies of the test split.
 
     Raises:
@@ -261,7 +261,7 @@ def read_splits(path: Place) -> Splits:
     return Splits(path, Join(by_image, path, "images"), test_studies)
 
 
-def read_labels(root: Place, path: Place, splits: Splits | None) -> Labels:
+def read_labels(root: AnyPath, path: AnyPath, splits: Splits | None) -> Labels:
     """Return all labels: the CheXpert labeler's, but the radiologists' for test studies that they labelled.
 
     Release 2.1.0 brought their table (687 studies), which the labeler's own scores are measured on. What it says of
@@ -298,7 +298,7 @@ def read_labels(root: Place, path: Place, splits: Splits | None) -> Labels:
     return Labels(Join(labeler, path, "studies"), replaced)
 
 
-def _read_label_table(path: Place, columns: Mapping[str, str]) -> dict[str, Mapping[str, int]]:
+def _read_label_table(path: AnyPath, columns: Mapping[str, str]) -> dict[str, Mapping[str, int]]:
     """Return study to its labels; studies with the same ones share a mapping. Blank cells are left out.
 
     `columns` maps a finding to its column.
@@ -320,7 +320,7 @@ def _read_label_table(path: Place, columns: Mapping[str, str]) -> dict[str, Mapp
     return labels
 
 
-def _has_column(path: Place, column: str) -> bool:
+def _has_column(path: AnyPath, column: str) -> bool:
     try:
         next(read_rows(path, (column,)), None)
     except SourceError:
@@ -328,7 +328,7 @@ def _has_column(path: Place, column: str) -> bool:
     return True
 
 
-def _label_value(value: str, finding: str, path: Place, line: int) -> int:
+def _label_value(value: str, finding: str, path: AnyPath, line: int) -> int:
     if value not in _LABEL_VALUES:
         raise SourceError(
             f"label {quoted(value)} of {finding}",

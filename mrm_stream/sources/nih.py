@@ -16,15 +16,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
-from mrm_stream.links import checked
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import Join, number_id, text_id
 from mrm_stream.sources.list_files import read_list, read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_optional_table, quoted, read_rows
-from mrm_stream.storage import Place, names_in
+from mrm_stream.storage.access import is_folder
+from mrm_stream.storage.files import names_in
+from mrm_stream.storage.links import checked
+from mrm_stream.storage.paths import AnyPath
 
 NIH_CONDITIONS = (
     "ChestX-ray14 may be used freely if you link to its download site, cite Wang et al. (CVPR 2017) and acknowledge "
@@ -73,7 +74,7 @@ class _Row:
     view: str
 
 
-def list_nih(root: Place) -> Iterator[Record]:
+def list_nih(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the disk, in the table's order and the official split.
 
     All 14 findings are 1 or 0; "No Finding" is no label of its own, but a 0 for each. The folders are listed once;
@@ -95,7 +96,7 @@ def list_nih(root: Place) -> Iterator[Record]:
     paths.check(path.name)
 
 
-def list_nih_by_files(root: Place, folder: Place) -> Iterator[Record]:
+def list_nih_by_files(root: AnyPath, folder: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the lists of a folder that is on the disk; split and labels are the lists'.
 
     Where the table's labels are others (the two may be of different releases), the lists' are taken, and the number of
@@ -138,7 +139,7 @@ def _record(
     )
 
 
-def _read_table(root: Place) -> tuple[Place, dict[str, _Row]]:
+def _read_table(root: AnyPath) -> tuple[AnyPath, dict[str, _Row]]:
     """Return the table's file, and what it says about each image; images with the same findings share a mapping."""
     found = [table for name in TABLES if (table := find_optional_table(root, name)) is not None]
     if not found:
@@ -185,7 +186,7 @@ def _labels(cell: str, where: str) -> Mapping[str, int]:
     return {finding: int(finding in present) for finding in FINDINGS}
 
 
-def _read_official_split(root: Place) -> Join[str]:
+def _read_official_split(root: AnyPath) -> Join[str]:
     """Return file name to split."""
     splits: dict[str, str] = {}
     for name, split in _OFFICIAL_LISTS.items():
@@ -201,7 +202,7 @@ def _read_official_split(root: Place) -> Join[str]:
     return Join(splits, " and ".join(str(root / name) for name in _OFFICIAL_LISTS), "images")
 
 
-def _find_images(root: Place) -> Join[str]:
+def _find_images(root: AnyPath) -> Join[str]:
     """Return file name to path below the root: a few listings in place of 112,120 look-ups."""
     paths: dict[str, str] = {}
     twice = {}

@@ -26,16 +26,17 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from mrm_stream.access import is_file, is_folder
 from mrm_stream.errors import RecordError, SourceError
-from mrm_stream.links import checked
-from mrm_stream.records import Record
-from mrm_stream.sources.blank_reports import says_something
+from mrm_stream.records import REPORT_LIMIT, Record
 from mrm_stream.sources.openi_archive import read_archive
-from mrm_stream.sources.reading import REPORT_LIMIT, read_report
+from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN
-from mrm_stream.storage import Place, names_in, read_whole
+from mrm_stream.storage.access import is_file, is_folder
+from mrm_stream.storage.files import names_in, read_whole
+from mrm_stream.storage.links import checked
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.text.blank_reports import says_something
 
 ARCHIVE = "NLMCXR_reports.tgz"
 FOLDER = "ecgen-radiology"
@@ -59,7 +60,7 @@ class Study(NamedTuple):
     """Names of the image files, without suffix."""
 
 
-def list_openi(root: Place) -> Iterator[Record]:
+def list_openi(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each image that a report names, in the order of the reports' numbers; no image is looked for.
 
     A record whose report is missing is listed; packing quarantines it.
@@ -131,7 +132,7 @@ def parse_report(text: str, where: str) -> Study:
     return Study(subject, _compose(tree), labels, images)
 
 
-def _claim(files: dict[str, str], what: str, name: str, source: Place) -> None:
+def _claim(files: dict[str, str], what: str, name: str, source: AnyPath) -> None:
     if what in files:
         raise SourceError(
             f"{what} is listed twice, in {files[what]} and in {name}", where=source, remedy="Remove one of them."
@@ -153,7 +154,7 @@ def _compose(tree: ElementTree.Element) -> str | None:
     return "".join(f"\n {header}: {body}" for header, body in sections) + "\n"
 
 
-def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
+def _read_reports(root: AnyPath) -> Iterator[tuple[str, str]]:
     """Yield (name, text) of each XML file, in the order of their numbers, from the archive or from the folder."""
     if is_file(root / ARCHIVE):
         files = read_archive(checked(root, ARCHIVE), FOLDER)
@@ -178,12 +179,12 @@ def _read_reports(root: Place) -> Iterator[tuple[str, str]]:
             raise SourceError(error.what, where=error.where, remedy="Fetch the reports again.") from error
 
 
-def _unpacked(root: Place) -> list[str]:
+def _unpacked(root: AnyPath) -> list[str]:
     """Return the paths of the unpacked reports, below the root."""
     return [f"{FOLDER}/{name}" for name in names_in(root / FOLDER) if _XML_NAME.fullmatch(name)]
 
 
-def _check_unpacked_copy(root: Place, files: Mapping[str, bytes]) -> None:
+def _check_unpacked_copy(root: AnyPath, files: Mapping[str, bytes]) -> None:
     """Raise SourceError where the archive lies unpacked beside itself, and one of the two was edited since."""
     if not is_folder(root / FOLDER):
         return

@@ -8,11 +8,12 @@ import tarfile
 import zlib
 from io import BytesIO
 
-from mrm_stream.access import storage_error
 from mrm_stream.errors import SourceError
+from mrm_stream.records import REPORT_LIMIT
 from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
-from mrm_stream.sources.reading import REPORT_LIMIT
-from mrm_stream.storage import Place, read_whole
+from mrm_stream.storage.access import storage_error
+from mrm_stream.storage.files import read_whole
+from mrm_stream.storage.paths import AnyPath
 
 PACKED_LIMIT = 64 << 20
 """Bytes of the archive; the published one has 1.1 MB."""
@@ -24,7 +25,7 @@ UNPACKED_LIMIT = 256 << 20
 _TAR_FAULTS = (tarfile.TarError, EOFError, OSError, ValueError, RecursionError)
 
 
-def read_archive(path: Place, folder: str) -> dict[str, bytes]:
+def read_archive(path: AnyPath, folder: str) -> dict[str, bytes]:
     """Return the XML files of a folder in a tar archive, by their path in it; other members are passed over.
 
     Args:
@@ -66,7 +67,7 @@ def read_archive(path: Place, folder: str) -> dict[str, bytes]:
     return files
 
 
-def _unpack(path: Place) -> bytes:
+def _unpack(path: AnyPath) -> bytes:
     try:
         packed = read_whole(path, PACKED_LIMIT)
     except OSError as error:
@@ -90,7 +91,7 @@ def _unpack(path: Place) -> bytes:
     return unpacked
 
 
-def _damaged(path: Place, error: BaseException) -> SourceError:
+def _damaged(path: AnyPath, error: BaseException) -> SourceError:
     return SourceError(
         f"the archive cannot be read ({type(error).__name__})",
         where=path,

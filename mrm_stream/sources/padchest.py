@@ -19,13 +19,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import number_id, text_id
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_table, keys_from_paths, quoted, read_rows
-from mrm_stream.storage import Place, names_in
+from mrm_stream.storage.access import is_folder
+from mrm_stream.storage.files import names_in
+from mrm_stream.storage.paths import AnyPath
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 COLUMNS = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Report", "Labels")
@@ -51,7 +52,7 @@ _LOOKED_FOR = 1_000
 _logger = logging.getLogger(__name__)
 
 
-def list_padchest(root: Place) -> Iterator[Record]:
+def list_padchest(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row that is a chest radiograph, in the table's order; no image is looked for.
 
     A record without a report is listed; packing quarantines it.
@@ -108,7 +109,7 @@ def list_padchest(root: Place) -> Iterator[Record]:
         )
 
 
-def _find_table(root: Place) -> Place:
+def _find_table(root: AnyPath) -> AnyPath:
     # Compressed or not, a table is one, if the two are equal.
     names = sorted({name.removesuffix(".gz") for name in names_in(root) if _TABLE_NAME.fullmatch(name)})
     if not names:
@@ -126,7 +127,7 @@ def _find_table(root: Place) -> Place:
     return find_table(root, names[0])
 
 
-def _has_folders(root: Place, folders: Iterable[str]) -> bool:
+def _has_folders(root: AnyPath, folders: Iterable[str]) -> bool:
     """Return whether images lie in their folders, as published, rather than all at the root."""
     distinct = dict.fromkeys(folder for folder in folders if folder)
     return any(is_folder(root / folder) for folder in islice(distinct, _LOOKED_FOR))

@@ -18,20 +18,18 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-from mrm_stream.access import is_file, storage_error
 from mrm_stream.errors import RecordError, SourceError, StorageError
-from mrm_stream.links import checked, resolve_below
-from mrm_stream.records import Record
-from mrm_stream.sources.blank_reports import SAYS_NOTHING, says_something
+from mrm_stream.records import REPORT_LIMIT, Record
 from mrm_stream.sources.formats import SNIFFED, format_of
 from mrm_stream.sources.tables import NOT_SHOWN, is_file_name
-from mrm_stream.storage import Place, read_whole
+from mrm_stream.storage.access import is_file, storage_error
+from mrm_stream.storage.files import read_whole
+from mrm_stream.storage.links import checked, resolve_below
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.text.blank_reports import SAYS_NOTHING, says_something
 
 IMAGE_LIMIT = 256 << 20
 """Bytes in an image's file."""
-
-REPORT_LIMIT = 1 << 20
-"""Bytes in a report."""
 
 ZIP_LIMIT = 512 << 20
 """Bytes of a remote zip of reports, which every process holds in memory; MIMIC-CXR's has 135 MB."""
@@ -55,7 +53,7 @@ _OF_THE_FILE = {
 that was left out for it would be left out for good."""
 
 
-def read_image(root: Place, record: Record) -> bytes:
+def read_image(root: AnyPath, record: Record) -> bytes:
     """Return the image's file as it is, still encoded, at most 256 MiB.
 
     Raises:
@@ -65,7 +63,7 @@ def read_image(root: Place, record: Record) -> bytes:
     return _read_file(root, record.image_path, IMAGE_LIMIT, "image")
 
 
-def read_mask(root: Place, record: Record) -> bytes:
+def read_mask(root: AnyPath, record: Record) -> bytes:
     """Return the file of `mask_path` as it is, still encoded, at most 256 MiB.
 
     Raises:
@@ -76,7 +74,7 @@ def read_mask(root: Place, record: Record) -> bytes:
     return _read_file(root, record.mask_path, IMAGE_LIMIT, "mask")
 
 
-def read_report(root: Place, record: Record) -> str:
+def read_report(root: AnyPath, record: Record) -> str:
     """Return the report as it stands, at most 1 MiB; it says something.
 
     Text that is not UTF-8 is refused rather than read as another encoding: a wrong guess would put noise among the
@@ -115,7 +113,7 @@ def read_report(root: Place, record: Record) -> str:
     return text
 
 
-def path_to_tell(root: Place, path: str) -> str:
+def path_to_tell(root: AnyPath, path: str) -> str:
     """Return a path of a table as the quarantine may repeat it.
 
     Returns:
@@ -132,7 +130,7 @@ def path_to_tell(root: Place, path: str) -> str:
     return NOT_SHOWN
 
 
-def _read_file(root: Place, path: str, limit: int, noun: str) -> bytes:
+def _read_file(root: AnyPath, path: str, limit: int, noun: str) -> bytes:
     """Return a file below the root; `noun` says in errors what it should have been."""
     if not isinstance(root, Path):
         return _checked(_read_object(root, path, limit, noun), limit, noun, f"{root}/{path}")
@@ -177,7 +175,7 @@ def _checked(content: bytes | None, limit: int, noun: str, where: str) -> bytes:
     return content
 
 
-def _read_object(root: Place, path: str, limit: int, noun: str) -> bytes:
+def _read_object(root: AnyPath, path: str, limit: int, noun: str) -> bytes:
     """Return a remote file; what storage says in passing is tried again, and then ends the job (StorageError)."""
     _check_below(root, path)
     try:
@@ -189,7 +187,7 @@ def _read_object(root: Place, path: str, limit: int, noun: str) -> bytes:
         raise RecordError(what, where=f"{root}/{path}", remedy=str(error)) from error
 
 
-def _check_below(root: Place, path: str) -> None:
+def _check_below(root: AnyPath, path: str) -> None:
     """A URL has no links to follow: its spelling decides."""
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or "://" in path:
@@ -201,7 +199,7 @@ def _open_plainly(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def members_of_zip(root: Place, archive: str) -> Iterable[str]:
+def members_of_zip(root: AnyPath, archive: str) -> Iterable[str]:
     """Return the names of all members of a zip below the root.
 
     Raises:
@@ -212,8 +210,8 @@ def members_of_zip(root: Place, archive: str) -> Iterable[str]:
     return _zip_below(root, archive).NameToInfo
 
 
-def _zip_below(root: Place, archive: str) -> zipfile.ZipFile:
-    path: Place
+def _zip_below(root: AnyPath, archive: str) -> zipfile.ZipFile:
+    path: AnyPath
     try:
         if isinstance(root, Path):
             path = resolve_below(root, archive)
@@ -229,7 +227,7 @@ def _zip_below(root: Place, archive: str) -> zipfile.ZipFile:
     return _open_zip(path, os.getpid())
 
 
-def _read_member(root: Place, archive: str, member: str) -> bytes:
+def _read_member(root: AnyPath, archive: str, member: str) -> bytes:
     where = f"{root / archive}::{member}"
     reports = _zip_below(root, archive)
     try:
@@ -269,7 +267,7 @@ def _check_unpacked_copy(root: Path, member: str, content: bytes, where: str) ->
 
 
 @lru_cache(maxsize=2)
-def _open_zip(path: Place, process: int) -> zipfile.ZipFile:
+def _open_zip(path: AnyPath, process: int) -> zipfile.ZipFile:
     """Return an open zip, one a process: forked processes would move each other's place in the file."""
     try:
         if isinstance(path, Path):
@@ -286,7 +284,7 @@ def _open_zip(path: Place, process: int) -> zipfile.ZipFile:
         raise _not_a_zip(path, error) from error
 
 
-def _not_a_zip(path: Place, error: BaseException) -> SourceError:
+def _not_a_zip(path: AnyPath, error: BaseException) -> SourceError:
     with suppress(OSError, StorageError):
         start = read_whole(path, SNIFFED)
         told = None if start.startswith(b"PK") else format_of(start)

@@ -10,13 +10,13 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from mrm_stream.access import is_file, is_folder
 from mrm_stream.errors import RecordError, SourceError, StorageError
-from mrm_stream.links import resolve_below
 from mrm_stream.records import SPLITS, Record
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, is_plain, quoted
-from mrm_stream.storage import Place
+from mrm_stream.storage.access import is_file, is_folder
+from mrm_stream.storage.links import resolve_below
+from mrm_stream.storage.paths import AnyPath
 
 # Name to the module in this folder that describes it, as its `SOURCE`.
 SOURCES = {
@@ -56,7 +56,7 @@ def find_source(name: str) -> Source:
     return source
 
 
-def list_records(name: str, root: Place, lists: Place | None = None) -> list[Record]:
+def list_records(name: str, root: AnyPath, lists: AnyPath | None = None) -> list[Record]:
     """Return the records of a data set, in its own order.
 
     Args:
@@ -68,7 +68,7 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
     Raises:
         SourceError: The source is unknown, or the reference code has no lists for it; a directory is not laid out as
             expected; it lists nothing, or has none of the images listed; a key is not valid or appears twice; a
-            subject is in two splits of the data set's own; links lead out of the root (see `mrm_stream.links`).
+            subject is in two splits of the data set's own; links lead out of the root (see `mrm_stream.storage.links`).
     """
     source = find_source(name)
     check_folders(root, lists)
@@ -89,14 +89,14 @@ def list_records(name: str, root: Place, lists: Place | None = None) -> list[Rec
     return records
 
 
-def check_folders(root: Place, lists: Place | None) -> None:
+def check_folders(root: AnyPath, lists: AnyPath | None) -> None:
     """Raise SourceError where there is no folder at the root, or none of lists where they are wanted."""
     for directory in (root,) if lists is None else (root, lists):
         if not is_folder(directory):
             raise SourceError("there is no such directory", where=directory, remedy="Check the path that you gave.")
 
 
-def _check_images(records: Sequence[Record], root: Place) -> None:
+def _check_images(records: Sequence[Record], root: AnyPath) -> None:
     """Stops at the first image that is there, as a rule at once."""
     denied: StorageError | None = None
     for record in records if isinstance(root, Path) else islice(records, _LOOKED_FOR):
@@ -116,7 +116,7 @@ def _check_images(records: Sequence[Record], root: Place) -> None:
     )
 
 
-def _check_links(records: Sequence[Record], root: Place) -> None:
+def _check_links(records: Sequence[Record], root: AnyPath) -> None:
     """Raise SourceError where no image, or no report, or no mask, can be read as each leads out of the root.
 
     Stops at the first that does not, as a rule at once. A tree of links would else be quarantined as a whole.
@@ -143,7 +143,7 @@ def _check_links(records: Sequence[Record], root: Place) -> None:
                 raise SourceError(refused.what, where=refused.where, remedy=refused.remedy)
 
 
-def _check_keys(records: Sequence[Record], root: Place) -> None:
+def _check_keys(records: Sequence[Record], root: AnyPath) -> None:
     paths: dict[str, str] = {}
     for record in records:
         if not KEY_PATTERN.fullmatch(record.key):
@@ -161,7 +161,7 @@ def _check_keys(records: Sequence[Record], root: Place) -> None:
         paths[record.key] = record.image_path
 
 
-def _check_splits(records: Sequence[Record], root: Place, *, may_overlap: bool) -> None:
+def _check_splits(records: Sequence[Record], root: AnyPath, *, may_overlap: bool) -> None:
     """Views of one person in two splits would let the test see what the training saw."""
     split_of: dict[str, str] = {}
     overlapping: set[str] = set()

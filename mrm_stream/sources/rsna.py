@@ -27,7 +27,7 @@ from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.list_files import read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, find_table, quoted, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 IMAGES = "stage_2_train_images"
 TEST_IMAGES = "stage_2_test_images"
@@ -54,7 +54,7 @@ _TEST_IMAGE = re.compile(rf"{TEST_IMAGES}/({KEY_PATTERN.pattern})\.dcm")
 _logger = logging.getLogger(__name__)
 
 
-def list_rsna(root: Place) -> Iterator[Record]:
+def list_rsna(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each patientId of the labels' table, in the order in which they appear there first.
 
     Raises:
@@ -63,7 +63,7 @@ def list_rsna(root: Place) -> Iterator[Record]:
     yield from _read_records(root).values()
 
 
-def list_rsna_by_files(root: Place, lists: Place) -> Iterator[Record]:
+def list_rsna_by_files(root: AnyPath, lists: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the reference code's lists, in their order, with their split and label.
 
     A list's label that is not the table's is taken as published, and the number of those is logged.
@@ -89,7 +89,7 @@ def list_rsna_by_files(root: Place, lists: Place) -> Iterator[Record]:
     known.check("the lists")
 
 
-def read_coordinates(cells: Sequence[str], columns: Sequence[str], path: Place, line: int) -> list[float]:
+def read_coordinates(cells: Sequence[str], columns: Sequence[str], path: AnyPath, line: int) -> list[float]:
     """Return the cells of a box as finite numbers, in pixels.
 
     Raises:
@@ -109,7 +109,7 @@ def read_coordinates(cells: Sequence[str], columns: Sequence[str], path: Place, 
     return numbers
 
 
-def _read_records(root: Place) -> dict[str, Record]:
+def _read_records(root: AnyPath) -> dict[str, Record]:
     """Return patientId to its record, of the training split."""
     path = find_table(root, LABELS_TABLE)
     classes = _read_classes(find_table(root, CLASSES_TABLE))
@@ -148,7 +148,7 @@ def _read_records(root: Place) -> dict[str, Record]:
     }
 
 
-def _read_classes(path: Place) -> Join[str]:
+def _read_classes(path: AnyPath) -> Join[str]:
     """Return patientId to its class."""
     known = {name: name for name in CLASSES}
     classes: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _read_classes(path: Place) -> Join[str]:
     return Join(classes, path, "images")
 
 
-def _read_box(cells: Sequence[str], path: Place, line: int) -> Box | None:
+def _read_box(cells: Sequence[str], path: AnyPath, line: int) -> Box | None:
     """Return the row's box, or None where its cells are blank."""
     if not any(cells):
         return None
@@ -177,7 +177,7 @@ def _read_box(cells: Sequence[str], path: Place, line: int) -> Box | None:
     return Box(TARGET, left, top, width, height)
 
 
-def _check_id(patient: str, path: Place, line: int) -> None:
+def _check_id(patient: str, path: AnyPath, line: int) -> None:
     """The id becomes a part of a path, and the record's key."""
     if not KEY_PATTERN.fullmatch(patient):
         raise SourceError(

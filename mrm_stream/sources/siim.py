@@ -17,14 +17,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mrm_stream.access import is_folder
 from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.list_files import read_lists
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import find_table, quoted, read_rows
-from mrm_stream.storage import Place, names_below
+from mrm_stream.storage.access import is_folder
+from mrm_stream.storage.files import names_below
+from mrm_stream.storage.paths import AnyPath
 
 IMAGES = "dicom-images-train"
 TABLE = "train-rle.csv"
@@ -52,7 +53,7 @@ Run = tuple[int, int]
 _logger = logging.getLogger(__name__)
 
 
-def list_siim(root: Place) -> Iterator[Record]:
+def list_siim(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each ImageId that has both a row and a DICOM, in the order of the table.
 
     The published files lack some of either: those are left out, and their number logged.
@@ -64,7 +65,7 @@ def list_siim(root: Place) -> Iterator[Record]:
     yield from _read_records(root).values()
 
 
-def list_siim_by_files(root: Place, lists: Place) -> Iterator[Record]:
+def list_siim_by_files(root: AnyPath, lists: AnyPath) -> Iterator[Record]:
     """Yield a record for each image and split of the reference code's lists, in their order.
 
     The key is that of `list_siim` and the name of the split. Listed images without a row or DICOM are left out, and
@@ -81,7 +82,7 @@ def list_siim_by_files(root: Place, lists: Place) -> Iterator[Record]:
     records.check("the lists")
 
 
-def _read_records(root: Place) -> dict[str, Record]:
+def _read_records(root: AnyPath) -> dict[str, Record]:
     """Return ImageId to its record, of the training split."""
     path = find_table(root, TABLE)
     found_images = _find_images(root)
@@ -117,7 +118,7 @@ def _read_records(root: Place) -> dict[str, Record]:
     return records
 
 
-def _find_images(root: Place) -> dict[str, tuple[str, str]]:
+def _find_images(root: AnyPath) -> dict[str, tuple[str, str]]:
     """Return ImageId to (path below the root, study), from one walk."""
     if not is_folder(root / IMAGES):
         raise SourceError(

@@ -15,11 +15,12 @@ from itertools import chain, zip_longest
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TextIO, cast
 
-from mrm_stream.access import is_file, is_there, refuse_barred
 from mrm_stream.errors import SourceError
-from mrm_stream.links import checked
 from mrm_stream.sources.formats import GZIP, SNIFFED, format_of
-from mrm_stream.storage import Place, is_remote, read_whole
+from mrm_stream.storage.access import is_file, is_there, refuse_barred
+from mrm_stream.storage.files import read_whole
+from mrm_stream.storage.links import checked
+from mrm_stream.storage.paths import AnyPath, is_remote
 
 CELL_LIMIT = 1 << 20
 """Characters in one cell; the longest reports have some ten thousand."""
@@ -49,7 +50,7 @@ _IMAGE = re.compile(r"[^\n]+\.(?:jpe?g|png|dcm|dicom|tiff?|bmp|gif|gz)", re.IGNO
 """A name that is a file's, spaces or not: no report ends so."""
 
 
-def find_table(root: Place, name: str) -> Place:
+def find_table(root: AnyPath, name: str) -> AnyPath:
     """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form.
 
     Raises:
@@ -67,7 +68,7 @@ def find_table(root: Place, name: str) -> Place:
     return found
 
 
-def find_optional_table(root: Place, name: str) -> Place | None:
+def find_optional_table(root: AnyPath, name: str) -> AnyPath | None:
     """Return the table `name` (`*.csv`) below the root, or its gzip-compressed form, or None.
 
     Raises:
@@ -86,7 +87,7 @@ def find_optional_table(root: Place, name: str) -> Place | None:
     return found[0] if found else None
 
 
-def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+def read_rows(path: AnyPath, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield each row of a UTF-8 table as (line it starts on, cells of `columns` in that order).
 
     Lines count from 1, the header's; blank lines are passed over; space around the header's names is ignored.
@@ -134,7 +135,7 @@ def read_rows(path: Place, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
         raise _unreadable(path, error) from error
 
 
-def claim(lines: dict[str, int], key: str, line: int, path: Place) -> None:
+def claim(lines: dict[str, int], key: str, line: int, path: AnyPath) -> None:
     """Note that `key` stands on `line`; `lines` maps the keys seen so far to theirs.
 
     Raises:
@@ -194,7 +195,7 @@ def _hashed_key(stem: str, path: str) -> str:
     return f"{kept}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
 
 
-def _open_bytes(path: Place) -> BinaryIO:
+def _open_bytes(path: AnyPath) -> BinaryIO:
     """Return a table's file, unpacked where its content, whatever its name, is compressed with gzip."""
     # A remote table is fetched whole, with retries, rather than read in pieces over minutes.
     _is_table(path)
@@ -212,7 +213,7 @@ def _open_bytes(path: Place) -> BinaryIO:
     return file
 
 
-def _is_table(path: Place) -> bool:
+def _is_table(path: AnyPath) -> bool:
     """Return whether there is a file; SourceError where there is something else: a pipe would never end."""
     if is_file(path):
         return True
@@ -227,7 +228,7 @@ def _start_of(file: BinaryIO) -> bytes:
     return start
 
 
-def _first_difference(one: Place, other: Place) -> int | None:
+def _first_difference(one: AnyPath, other: AnyPath) -> int | None:
     """Return the line from which on two tables differ, or None where they are equal, byte by byte."""
     line = 1
     for a, b in zip_longest(_pieces(one), _pieces(other), fillvalue=b""):
@@ -238,7 +239,7 @@ def _first_difference(one: Place, other: Place) -> int | None:
     return None
 
 
-def _pieces(path: Place) -> Iterator[bytes]:
+def _pieces(path: AnyPath) -> Iterator[bytes]:
     """Yield a table's unpacked bytes, 1 MiB at a time."""
     try:
         with _open_bytes(path) as file:
@@ -248,7 +249,7 @@ def _pieces(path: Place) -> Iterator[bytes]:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Place, error: Exception) -> SourceError:
+def _unreadable(path: AnyPath, error: Exception) -> SourceError:
     if isinstance(error, OSError):
         refuse_barred(error, path)
     return SourceError(
@@ -277,14 +278,14 @@ def _bad_row(error: csv.Error, where: str) -> SourceError:
     )
 
 
-def _read_remote(path: Place) -> bytes:
+def _read_remote(path: AnyPath) -> bytes:
     content = read_whole(path, TABLE_LIMIT)
     if len(content) > TABLE_LIMIT:
         raise SourceError(f"the table is larger than {TABLE_LIMIT:,} bytes", where=path)
     return content
 
 
-def _bounded_lines(file: TextIO, path: Place) -> Iterator[str]:
+def _bounded_lines(file: TextIO, path: AnyPath) -> Iterator[str]:
     number = 1
     while line := file.readline(LINE_LIMIT + 1):
         if len(line) > LINE_LIMIT:
@@ -308,7 +309,7 @@ def _is_not_utf8(line: str) -> bool:
     return False
 
 
-def _check_commas(header: str, columns: Sequence[str], path: Place) -> None:
+def _check_commas(header: str, columns: Sequence[str], path: AnyPath) -> None:
     """Raise SourceError where the header's line has the columns, were it not separated by commas."""
     for separator, name in _SEPARATORS.items():
         if separator in header and set(columns) <= {cell.strip(' "\r\n') for cell in header.split(separator)}:
@@ -325,7 +326,7 @@ def _check_commas(header: str, columns: Sequence[str], path: Place) -> None:
         )
 
 
-def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: Place) -> int:
+def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: AnyPath) -> int:
     """Return the place of a column in the header; `columns` are all that are needed, for the message."""
     if header.count(column) == 1:
         return header.index(column)

@@ -12,10 +12,10 @@ from mrm_stream.errors import SourceError
 from mrm_stream.records import Record
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import claim, find_table, keys_from_paths, read_rows
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 
-def list_training_csv(root: Place) -> Iterator[Record]:
+def list_training_csv(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row, in the file's order; its key comes from the name of the image.
 
     Raises:

@@ -27,7 +27,8 @@ from mrm_stream.sources.joins import Join, text_id
 from mrm_stream.sources.rsna import read_coordinates
 from mrm_stream.sources.source import Source
 from mrm_stream.sources.tables import KEY_PATTERN, claim, find_optional_table, find_table, quoted, read_rows
-from mrm_stream.storage import Place, names_in
+from mrm_stream.storage.files import names_in
+from mrm_stream.storage.paths import AnyPath
 
 FINDINGS = (
     "Aortic enlargement",
@@ -76,7 +77,7 @@ _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _logger = logging.getLogger(__name__)
 
 
-def list_vindr(root: Place) -> Iterator[Record]:
+def list_vindr(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each labelled image: the training split's, then the test's, in the order of their tables.
 
     Raises:
@@ -102,7 +103,7 @@ def list_vindr(root: Place) -> Iterator[Record]:
             )
 
 
-def _read_labels(path: Place, has_readers: bool) -> dict[str, dict[str, int]]:
+def _read_labels(path: AnyPath, has_readers: bool) -> dict[str, dict[str, int]]:
     """Return image_id to what more than half of its readers said."""
     spelled = [_spelling(path, finding) for finding in FINDINGS]
     columns = ("image_id", *(("rad_id",) if has_readers else ()), *spelled)
@@ -123,7 +124,7 @@ def _read_labels(path: Place, has_readers: bool) -> dict[str, dict[str, int]]:
     }
 
 
-def _spelling(path: Place, finding: str) -> str:
+def _spelling(path: AnyPath, finding: str) -> str:
     """Return the name of a finding's column in this table."""
     other = _OTHER_SPELLING.get(finding)
     if other is not None:
@@ -134,7 +135,7 @@ def _spelling(path: Place, finding: str) -> str:
     return finding
 
 
-def _read_boxes(path: Place, labels: Join[dict[str, int]]) -> dict[str, list[Box]]:
+def _read_boxes(path: AnyPath, labels: Join[dict[str, int]]) -> dict[str, list[Box]]:
     """Return image_id to its boxes; rows whose four cells are blank say that there is none."""
     boxes: dict[str, list[Box]] = {}
     # One string for each finding, however many boxes share it.
@@ -155,7 +156,7 @@ def _read_boxes(path: Place, labels: Join[dict[str, int]]) -> dict[str, list[Box
     return boxes
 
 
-def _read_box(finding: str, cells: Sequence[str], path: Place, line: int) -> Box:
+def _read_box(finding: str, cells: Sequence[str], path: AnyPath, line: int) -> Box:
     left, top, right, bottom = read_coordinates(cells, _CORNERS, path, line)
     if right < left or bottom < top:
         raise SourceError(
@@ -166,7 +167,7 @@ def _read_box(finding: str, cells: Sequence[str], path: Place, line: int) -> Box
     return Box(finding, left, top, right - left, bottom - top)
 
 
-def _read_sizes(path: Place | None, labels: dict[str, dict[str, int]]) -> dict[str, tuple[int, int]]:
+def _read_sizes(path: AnyPath | None, labels: dict[str, dict[str, int]]) -> dict[str, tuple[int, int]]:
     """Return image_id to (height, width) of its DICOM; none where there is no such table."""
     if path is None:
         return {}
@@ -185,13 +186,13 @@ def _read_sizes(path: Place | None, labels: dict[str, dict[str, int]]) -> dict[s
     return sizes
 
 
-def _label_value(cell: str, finding: str, path: Place, line: int) -> int:
+def _label_value(cell: str, finding: str, path: AnyPath, line: int) -> int:
     if cell not in _LABEL_VALUES:
         raise SourceError(f"label {quoted(cell)} of {finding}", where=f"{path}, line {line}", remedy="Expected 0 or 1.")
     return _LABEL_VALUES[cell]
 
 
-def _find_suffix(folder: Place) -> str:
+def _find_suffix(folder: AnyPath) -> str:
     """Return the images' suffix: the first of the known ones that a file in the folder has."""
     try:
         found = {PurePosixPath(name).suffix for name in names_in(folder)}
@@ -205,7 +206,7 @@ def _find_suffix(folder: Place) -> str:
     raise SourceError("there are no images", where=folder, remedy=f"Expected <image_id>{', '.join(_SUFFIXES)}.")
 
 
-def _image_id(cell: str, path: Place, line: int) -> str:
+def _image_id(cell: str, path: AnyPath, line: int) -> str:
     """Return the id, which becomes a part of a path, and the record's key; SourceError where it cannot."""
     image_id = text_id(cell)
     if not KEY_PATTERN.fullmatch(image_id):

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mrm_stream.access import is_there, matching
 from mrm_stream.errors import MrmStreamError, ShardError, StorageError
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.publish import TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
-from mrm_stream.storage import Place, read_pieces
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage.access import is_there, matching
+from mrm_stream.storage.files import read_pieces
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
 from mrm_stream.stream.cache_locks import CacheLocks
 from mrm_stream.stream.fetchers import Fetchers, Use
 
@@ -76,7 +77,7 @@ class ShardCache:
         StorageError: The folder cannot be made, or written to.
     """
 
-    def __init__(self, directory: Place, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, directory: AnyPath, folder: Path, limit_bytes: int) -> None:
         self._directory = directory
         self._folder = folder
         self._limit = limit_bytes
@@ -359,7 +360,7 @@ def _abandon(used: dict[str, Use], fetchers: Fetchers) -> None:
     fetchers.stop()
 
 
-def _pieces(source: Place) -> Iterator[bytes]:
+def _pieces(source: AnyPath) -> Iterator[bytes]:
     if not isinstance(source, Path):
         yield from read_pieces(source)
         return

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mrm_stream.errors import StorageError
-from mrm_stream.locks import try_lock
-from mrm_stream.publish import FILE_MODE, make_private_folder
+from mrm_stream.storage.locks import try_lock
+from mrm_stream.storage.publish import FILE_MODE, make_private_folder
 
 _logger = logging.getLogger(__name__)
 

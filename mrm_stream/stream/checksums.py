@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
-from mrm_stream.access import refuse_barred
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.publish import sha256_of
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage.access import refuse_barred
+from mrm_stream.storage.publish import sha256_of
 from mrm_stream.stream.fetchers import Fetchers
 
 THREADS = 2

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mrm_stream.errors import ConfigError, ShardError, command_line
-from mrm_stream.packing.manifest import ReportsEntry
+from mrm_stream.formats.manifest import ReportsEntry
 from mrm_stream.records import Sample
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 from mrm_stream.stream.cache import CacheCounts
 from mrm_stream.stream.mixture import LEAST_SHARE, Mixture
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 
 class JoinedSets:
@@ -57,7 +57,7 @@ class JoinedSets:
         return int(self._firsts[-1])
 
     @property
-    def directory(self) -> Place:
+    def directory(self) -> AnyPath:
         """Of the first set, for messages."""
         return self._sets[0].directory
 

@@ -15,7 +15,7 @@ from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.mixture import Mixture
 from mrm_stream.stream.order import EPOCHS, Order, rank_slice
 from mrm_stream.stream.prefetch import STALLED_AFTER_S, Prefetcher
-from mrm_stream.stream.reader import DamagedShardError, ShardSet
+from mrm_stream.stream.shard_set import DamagedShardError, ShardSet
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mrm_stream.config import DataConfig
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.storage import Place, place_of
+from mrm_stream.config.pretrain import DataConfig
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream.joined import JoinedSets, joined_fingerprint
-from mrm_stream.stream.reader import ShardSet, split_fingerprint
+from mrm_stream.stream.shard_set import ShardSet, split_fingerprint
 
 
 def open_data(data: DataConfig) -> ShardSet | JoinedSets:
@@ -20,7 +20,7 @@ def open_data(data: DataConfig) -> ShardSet | JoinedSets:
         StorageError: The storage does not answer, or the cache cannot be made.
     """
     places = [data.shards, *data.mixture]
-    sets = [open_set(place_of(place), data.split, data, of=len(places)) for place in places]
+    sets = [open_set(parse_path(place), data.split, data, of=len(places)) for place in places]
     return sets[0] if len(sets) == 1 else JoinedSets(sets, [1.0, *data.mixture.values()])
 
 
@@ -32,11 +32,11 @@ def fingerprint_of(data: DataConfig) -> str:
         StorageError: The storage does not answer.
     """
     places = [data.shards, *data.mixture]
-    fingerprints = [split_fingerprint(read_manifest(place_of(place)), data.split) for place in places]
+    fingerprints = [split_fingerprint(read_manifest(parse_path(place)), data.split) for place in places]
     return fingerprints[0] if len(places) == 1 else joined_fingerprint(fingerprints, [1.0, *data.mixture.values()])
 
 
-def open_set(directory: Place, split: str, data: DataConfig, *, of: int = 1) -> ShardSet:
+def open_set(directory: AnyPath, split: str, data: DataConfig, *, of: int = 1) -> ShardSet:
     """Return a split of one set, read through the run's cache where it has one.
 
     Args:

@@ -1,1 +1,1 @@
-"""Turns shards and a configuration into a trained model: the only place where stream, decode and model meet."""
+"""Turns a task into a trained model: steps, logs, checkpoints, whatever it is that is learned."""

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mrm_stream.access import matching, refuse_barred
 from mrm_stream.errors import CheckpointError
-from mrm_stream.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha256_of, sync_folder
+from mrm_stream.storage.access import matching, refuse_barred
+from mrm_stream.storage.publish import FILE_MODE, FOLDER_MODE, make_private_folder, sha256_of, sync_folder
 from mrm_stream.strict import parse_json
 
 FORMAT, VERSION = "mrm-stream-checkpoint", 2

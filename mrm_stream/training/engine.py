@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.config import Config, EngineConfig, OptimConfig
-from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, TrainingError
+from mrm_stream.config.pretrain import Config, EngineConfig, OptimConfig
+from mrm_stream.distributed.runtime import Runtime
+from mrm_stream.errors import CheckpointError, ConfigError
 from mrm_stream.randomness import Purpose, words
 from mrm_stream.records import Batch
-from mrm_stream.runtime import Runtime
-from mrm_stream.training.rendezvous import meet
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -87,46 +86,6 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
             # stage 3 their weights. The list is of that alone: what is computed in bf16 is autocast's own choice.
             settings["torch_autocast"]["lower_precision_safe_modules"] = []
     return settings
-
-
-def connect(runtime: Runtime, run: str, limit_s: float, refusal: MrmStreamError | None = None) -> None:
-    """Join the other ranks; returns when all have come, see `meet`."""
-    if torch.distributed.is_initialized():
-        return
-    meeting = meet(runtime, run, limit_s, refusal)
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.constants import default_pg_timeout
-
-    # Start-up would compile an operator that only inference uses: 82 s instead of 16 s on two cores.
-    deepspeed.ops.__compatible_ops__.clear()
-    meeting.gather("imported DeepSpeed")  # Takes seconds and memory; who dies of it would be waited for below.
-    on_gpu = runtime.device.type == "cuda"
-    try:
-        torch.distributed.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=meeting.store,
-            rank=runtime.rank,
-            world_size=runtime.world,
-            timeout=default_pg_timeout,
-            device_id=runtime.device if on_gpu and runtime.world > 1 else None,
-        )
-    except RuntimeError as error:
-        raise TrainingError(
-            f"all ranks have come, but cannot be connected: {str(error).splitlines()[0]}",
-            where=f"rank {runtime.rank}",
-            remedy="See what ended another rank; or name the network to use: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME.",
-        ) from error
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
-
-
-def disconnect() -> None:
-    """Leave the other ranks, at the end of a run that went well; all ranks together.
-
-    Threads of a group that is still there now and then abort the interpreter at its exit, and the run seems to fail.
-    """
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 class Engine:

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mrm_stream.access import reading
 from mrm_stream.errors import CheckpointError, TrainingError
-from mrm_stream.publish import FILE_MODE, make_private_folder, naming, publish_bytes
+from mrm_stream.storage.access import reading
+from mrm_stream.storage.publish import FILE_MODE, make_private_folder, naming, publish_bytes
 from mrm_stream.strict import parse_json
 
 METRICS = "metrics.jsonl"

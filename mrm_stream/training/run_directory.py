@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from mrm_stream.access import is_there, refuse_barred
-from mrm_stream.config import Config, DataConfig
-from mrm_stream.config_file import dump_config, load_config, with_absolute_places
-from mrm_stream.config_resume import changes
+from mrm_stream.config.file import dump_config, load_config, with_absolute_paths
+from mrm_stream.config.pretrain import Config, DataConfig
+from mrm_stream.config.resume import changes
 from mrm_stream.errors import CheckpointError, ConfigError
-from mrm_stream.locks import try_lock
-from mrm_stream.packing.journal import set_around
-from mrm_stream.publish import FILE_MODE, check_folder, make_private_folder, publish_bytes
-from mrm_stream.storage import place_of
+from mrm_stream.formats.folder import set_around
+from mrm_stream.storage.access import is_there, refuse_barred
+from mrm_stream.storage.locks import try_lock
+from mrm_stream.storage.paths import parse_path
+from mrm_stream.storage.publish import FILE_MODE, check_folder, make_private_folder, publish_bytes
 from mrm_stream.stream.opening import fingerprint_of
 from mrm_stream.training.checkpoint import EARLIER, checkpoints_in, read_state
 
@@ -34,7 +34,7 @@ _LOCK = ".lock"
 log = logging.getLogger(__name__)
 
 
-def check_places(config: Config) -> None:
+def check_paths(config: Config) -> None:
     """Raise ConfigError if the data set or the run's directory is not set, or one lies in the other."""
     for name, value in (("data.shards", config.data.shards), ("run.out", config.run.out)):
         if not value:
@@ -44,7 +44,7 @@ def check_places(config: Config) -> None:
         found = set_around(folder) if folder is not None else None
         if found is not None:
             raise _entangled(f"{folder} is, or lies in, the packed set {found}", name)
-    for place in map(place_of, (config.data.shards, *config.data.mixture)):
+    for place in map(parse_path, (config.data.shards, *config.data.mixture)):
         if isinstance(place, Path) and place.resolve().is_relative_to(out.resolve()):
             raise _entangled(f"the packed set {place} lies in it", "run.out")
     if config.data.cache and out.resolve().is_relative_to(Path(config.data.cache).resolve()):
@@ -100,7 +100,7 @@ def prepare_run(out: Path, config: Config, seen: Sequence[Path]) -> IO[bytes]:
         )
     for warning in _changed(out, config):
         log.warning("resumed with another setting: %s", warning)
-    publish_bytes(out / CONFIG, dump_config(with_absolute_places(config)).encode())
+    publish_bytes(out / CONFIG, dump_config(with_absolute_paths(config)).encode())
     return lock
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.publish import check_folder, make_private_folder, publish_bytes
+from mrm_stream.storage.publish import check_folder, make_private_folder, publish_bytes
 from mrm_stream.training.metrics import read_metrics
-from mrm_stream.visual.restorations import RestoredSample, Word
+from mrm_stream.visual.reconstructions import RestoredSample, Word
 
 PANEL = 336
 """Side of one radiograph in the figure, in pixels."""

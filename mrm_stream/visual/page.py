@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType
 
 from mrm_stream.errors import StorageError
-from mrm_stream.publish import publish_bytes
+from mrm_stream.storage.publish import publish_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mrm_stream.packing.manifest import tell_bits, tell_padded
+from mrm_stream.formats.manifest import tell_bits, tell_padded
 from mrm_stream.packing.summary import TRAINED_TOKENS, SplitSummary, Summary, percentile, share_of
 
 

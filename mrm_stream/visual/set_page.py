@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrm_stream.packing.summary import TRAINED_TOKENS, SplitSummary, Summary, percentile, share_of
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 from mrm_stream.visual.contact_sheet import picture_of
 from mrm_stream.visual.page import (
     ACCENT,
@@ -49,7 +49,7 @@ _BARS = 40
 _DRAWN_FINDINGS = 20
 
 
-def write_set_page(summary: Summary, directory: Place, out: Path) -> None:
+def write_set_page(summary: Summary, directory: AnyPath, out: Path) -> None:
     """Write the page of a set, readable by its owner only.
 
     Args:

@@ -37,7 +37,7 @@ from mrm_stream.bench.machine import cpu_seconds, run_afresh
 from mrm_stream.bench.trace import DECODE, MASK, PAIR, READ, WAIT, write_trace
 from mrm_stream.decode.pair import make_lr_hr_pair
 from mrm_stream.errors import ConfigError, MrmStreamError
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 TINY = DataBenchOptions(count=8, rounds=1, width=120, batch=4, threads=2, encoded=20, resumed=800, samples_per_shard=8)
 FORKING = ("pil+torchvision", "the same, all grey")

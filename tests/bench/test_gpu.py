@@ -16,7 +16,7 @@ import torch
 from mrm_stream.bench import gpu, gpu_part, gpu_pixels, gpu_steps
 from mrm_stream.bench.gpu import Part, bench_gpu, has_failed, summary
 from mrm_stream.bench.gpu_setting import Found, Setting, SkippedError
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
 from mrm_stream.decode.dali import DaliDecoder
 from mrm_stream.errors import ConfigError
 

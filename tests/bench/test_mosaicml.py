@@ -11,7 +11,7 @@ import pytest
 from mrm_stream.bench.data_result import MOSAICML
 from mrm_stream.bench.mosaicml import Mosaicml
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing.shard import PackedSample, write_shard
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 
 STAND_IN = """
 import json

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from mrm_stream.config import DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
+from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.records import Batch
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mrm_stream.model.masking import mask_tokens, pad_reports, patch_noise
-from mrm_stream.packing.tokenizer import CLS, PAD, continuation_table, encode_report, load_tokenizer
 from mrm_stream.randomness import Purpose, uniform
+from mrm_stream.text.tokenizer import CLS, PAD, continuation_table, encode_report, load_tokenizer
 
 LENGTH = 12
 IS_CONTINUATION_V = np.arange(30) >= 20

@@ -12,7 +12,7 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from mrm_stream.config import RECIPES, DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
+from mrm_stream.config.pretrain import RECIPES, DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.errors import ConfigError
 from mrm_stream.model.image_encoder import ImageEncoder
 from mrm_stream.model.mrm import MaskedRecordModel

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from mrm_stream.config import DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
+from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.patches import patch_order, restore_order
-from mrm_stream.model.weights import load_reference, reference_name, to_reference
+from mrm_stream.pretrained.weights import load_reference, reference_name, to_reference
 from mrm_stream.records import Batch
 
 

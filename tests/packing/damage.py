@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.manifest import MANIFEST
-from mrm_stream.packing.shard import index_path, read_index
+from mrm_stream.formats.folder import MANIFEST
+from mrm_stream.formats.shard import index_path, read_index
 from mrm_stream.packing.verify import verify
 
 

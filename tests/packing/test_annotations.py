@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mrm_stream.errors import MrmStreamError, SourceError
+from mrm_stream.formats.manifest import Manifest, MasksEntry, read_manifest, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import canonical_json, read_index
 from mrm_stream.packing.images.boxes import is_inside, place_boxes
 from mrm_stream.packing.images.checks import ImageError
-from mrm_stream.packing.manifest import Manifest, MasksEntry, read_manifest, write_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.repair import repair
-from mrm_stream.packing.shard import PackedSample, canonical_json, read_index, write_shard
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.verify import verify
 from mrm_stream.records import Box, Record
 from mrm_stream.sources.registry import list_records

@@ -17,15 +17,15 @@ import distributed
 import pytest
 
 from mrm_stream.errors import ClusterError
+from mrm_stream.formats.folder import MANIFEST
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import lock, workers
-from mrm_stream.packing.manifest import MANIFEST
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.plan import libraries
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers, run_all
-from mrm_stream.storage import Place, place_of
+from mrm_stream.storage.paths import AnyPath, parse_path
 from tests.packing.faulty_s3 import running
 
 pytestmark = pytest.mark.alone
@@ -62,7 +62,7 @@ def packed(mixed_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return contents(out)
 
 
-def pack_set(root: Place, out: Place, where: Workers, progress: Callable[[Progress], None] | None = None) -> None:
+def pack_set(root: AnyPath, out: AnyPath, where: Workers, progress: Callable[[Progress], None] | None = None) -> None:
     pack("training-csv", root, out, options=OPTIONS, max_bad=1.0, workers=where, progress=progress)
 
 
@@ -125,7 +125,7 @@ def test_from_s3_to_s3(mixed_set: Path, packed: dict[str, bytes], monkeypatch: p
     with running() as s3, cluster_of(2) as cluster:  # begun now, the workers find this S3
         s3.make_bucket("sets")
         root = s3.put_tree(mixed_set, "source", "set")
-        pack_set(place_of(root), place_of("s3://sets/set"), on(cluster))
+        pack_set(parse_path(root), parse_path("s3://sets/set"), on(cluster))
         assert s3.contents("sets", "set") == packed
 
 

@@ -15,10 +15,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from mrm_stream.packing.manifest import Manifest
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.manifest import Manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import REPORT_MEMBERS, index_path, read_index
 from mrm_stream.packing.pack import pack
-from mrm_stream.packing.shard import REPORT_MEMBERS, index_path, read_index
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from mrm_stream import publish
 from mrm_stream.errors import StorageError
-from mrm_stream.packing.journal import FOLDER
+from mrm_stream.formats.folder import FOLDER
+from mrm_stream.storage import publish
 from tests.packing.torture import digests, pack_set, publishing_in_place
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds files through /proc")

@@ -15,17 +15,18 @@ import simplejpeg
 from click.testing import CliRunner, Result
 
 from mrm_stream.cli import main
-from mrm_stream.packing.manifest import MANIFEST, read_manifest, write_manifest
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.folder import MANIFEST
+from mrm_stream.formats.manifest import read_manifest, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import canonical_json, read_index
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.retokenize import retokenize
-from mrm_stream.packing.shard import canonical_json, read_index
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
+from tests.formats.test_manifest import make_manifest
 from tests.packing.images.dicoms import dicom_of, picture
 from tests.packing.images.pngs import png_16
-from tests.packing.test_manifest import make_manifest
 from tests.packing.torture import digests
 
 OPTIONS: dict[str, Any] = {"samples_per_shard": 4, "short_side": 48, "vocabulary": 200}

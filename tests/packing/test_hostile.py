@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mrm_stream.packing.manifest import read_manifest
+from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.packing.verify import verify
 from tests.packing.hostile_images import (
     dicom,
@@ -37,7 +37,7 @@ JOB = """
 import json, os, resource, signal, sys, time
 from pathlib import Path
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 import mrm_stream.packing.images.dicom
 def status(key):

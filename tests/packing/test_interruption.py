@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from mrm_stream.errors import ShardError
+from mrm_stream.formats.folder import FOLDER
+from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.packing import journal
-from mrm_stream.packing.journal import FOLDER
 from mrm_stream.packing.lock import locked
-from mrm_stream.packing.manifest import read_manifest
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.verify import verify
 from tests.packing.torture import (

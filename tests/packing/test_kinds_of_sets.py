@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 
 from mrm_stream.errors import ShardError, SourceError
-from mrm_stream.packing.dictionary import ReportCodec
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.manifest import Manifest, read_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import read_index
 from mrm_stream.packing.estimate import estimate
-from mrm_stream.packing.manifest import Manifest, read_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.plan import plan_set
-from mrm_stream.packing.shard import read_index
-from mrm_stream.packing.tokenizer import load_tokenizer, token_strings
 from mrm_stream.records import Box, Record
 from mrm_stream.sources.source import Source
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.text.tokenizer import load_tokenizer, token_strings
 from tests.packing.images.dicoms import dicom_of, picture
 
 OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=300)

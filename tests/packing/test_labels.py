@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mrm_stream.packing.labels import POLICIES, Policy, apply_policy
+from mrm_stream.formats.options import Policy
+from mrm_stream.packing.labels import POLICIES, apply_policy
 from mrm_stream.sources.mimic_tables import FINDINGS
 
 

@@ -18,7 +18,8 @@ import pytest
 from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.packing import lock
 from mrm_stream.packing.lock import locked
-from mrm_stream.storage import Place, create_exclusively, overwrite, place_of, read_whole, remove
+from mrm_stream.storage.files import create_exclusively, overwrite, read_whole, remove
+from mrm_stream.storage.paths import AnyPath, parse_path
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +28,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lease() -> Iterator[Place]:
-    place = place_of("memory://locks/lock")
+def lease() -> Iterator[AnyPath]:
+    place = parse_path("memory://locks/lock")
     yield place
     remove(place)
 
@@ -52,7 +53,7 @@ with locked(Path({str(tmp_path / "lock")!r}), Path("set")):
         pass
 
 
-def test_a_lease_is_renewed_and_removed(lease: Place) -> None:
+def test_a_lease_is_renewed_and_removed(lease: AnyPath) -> None:
     with locked(lease, lease.parent):
         seen = {read_whole(lease, 100)}
         time.sleep(0.7)
@@ -62,7 +63,7 @@ def test_a_lease_is_renewed_and_removed(lease: Place) -> None:
     assert not lease.exists()
 
 
-def test_a_living_owner_keeps_others_out(lease: Place) -> None:
+def test_a_living_owner_keeps_others_out(lease: AnyPath) -> None:
     with locked(lease, lease.parent):
         begun = time.monotonic()
         with pytest.raises(ShardError, match="another process is packing"), locked(lease, lease.parent):
@@ -71,7 +72,7 @@ def test_a_living_owner_keeps_others_out(lease: Place) -> None:
     assert not lease.exists()
 
 
-def test_the_lease_of_a_dead_owner_is_taken_over_after_a_watch(lease: Place) -> None:
+def test_the_lease_of_a_dead_owner_is_taken_over_after_a_watch(lease: AnyPath) -> None:
     overwrite(lease, b"dead 7\n")
     begun = time.monotonic()
     with locked(lease, lease.parent):
@@ -80,7 +81,7 @@ def test_the_lease_of_a_dead_owner_is_taken_over_after_a_watch(lease: Place) -> 
     assert not lease.exists()
 
 
-def test_a_lease_that_vanishes_while_watched_has_had_an_owner(lease: Place) -> None:
+def test_a_lease_that_vanishes_while_watched_has_had_an_owner(lease: AnyPath) -> None:
     overwrite(lease, b"ending 7\n")
     threading.Timer(0.1, remove, (lease,)).start()
     with pytest.raises(ShardError, match="another process"), locked(lease, lease.parent):
@@ -88,7 +89,7 @@ def test_a_lease_that_vanishes_while_watched_has_had_an_owner(lease: Place) -> N
 
 
 @pytest.mark.parametrize("others", [2])
-def test_of_those_who_watch_a_dead_lease_few_go_on(lease: Place, others: int) -> None:
+def test_of_those_who_watch_a_dead_lease_few_go_on(lease: AnyPath, others: int) -> None:
     """One, as a rule; all of them do no harm, as the same job writes the same bytes."""
     overwrite(lease, b"dead 7\n")
     outcomes: list[bool] = []
@@ -111,10 +112,10 @@ def test_of_those_who_watch_a_dead_lease_few_go_on(lease: Place, others: int) ->
     assert not lease.exists()
 
 
-def test_the_lease_outlives_storage_that_is_down_for_a_while(lease: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_outlives_storage_that_is_down_for_a_while(lease: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[int] = []
 
-    def fail_twice(place: Place, content: bytes) -> None:
+    def fail_twice(place: AnyPath, content: bytes) -> None:
         attempts.append(1)
         if len(attempts) < 3:
             raise StorageError("made up")
@@ -129,9 +130,9 @@ def test_the_lease_outlives_storage_that_is_down_for_a_while(lease: Place, monke
 
 
 def test_what_ended_the_work_is_not_hidden_by_a_lease_that_cannot_be_removed(
-    lease: Place, monkeypatch: pytest.MonkeyPatch
+    lease: AnyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(place: Place) -> None:
+    def fail(place: AnyPath) -> None:
         raise StorageError("down")
 
     monkeypatch.setattr(lock, "remove", fail)
@@ -165,7 +166,7 @@ def test_a_lock_that_fails_otherwise_is_an_error_in_words(tmp_path: Path, monkey
 
 
 def test_a_lease_that_another_has_taken_is_neither_renewed_nor_removed(
-    lease: Place, caplog: pytest.LogCaptureFixture
+    lease: AnyPath, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING), locked(lease, lease.parent):
         overwrite(lease, b"another 3\n")
@@ -175,13 +176,13 @@ def test_a_lease_that_another_has_taken_is_neither_renewed_nor_removed(
     assert caplog.text.count("another process has taken the lease") == 1
 
 
-def test_a_lease_that_another_takes_at_the_very_end_is_not_removed(lease: Place) -> None:
+def test_a_lease_that_another_takes_at_the_very_end_is_not_removed(lease: AnyPath) -> None:
     with locked(lease, lease.parent):
         overwrite(lease, b"another 3\n")
     assert read_whole(lease, 100) == b"another 3\n"
 
 
-def test_a_lease_that_was_removed_is_made_again(lease: Place) -> None:
+def test_a_lease_that_was_removed_is_made_again(lease: AnyPath) -> None:
     with locked(lease, lease.parent):
         owner = read_whole(lease, 100).split()[0]
         remove(lease)

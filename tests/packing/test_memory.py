@@ -25,7 +25,7 @@ MIMIC_IMAGES, MIMIC_STUDIES, MIMIC_SUBJECTS = 377_110, 227_827, 65_379
 PACK = """
 import json, os, sys
 from pathlib import Path
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 
 seen = []
@@ -51,7 +51,7 @@ worker._pack_record = leak
 PLAN = """
 import json, resource, sys, time
 from pathlib import Path
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.plan import plan_set
 
 begun = time.monotonic()

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from mrm_stream.errors import MrmStreamError, SourceError, StorageError
+from mrm_stream.formats.folder import FOLDER
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import estimate as estimate_module
 from mrm_stream.packing import worker
 from mrm_stream.packing.estimate import estimate
-from mrm_stream.packing.journal import FOLDER
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.plan import plan_set
 from mrm_stream.packing.worker import Job, pack_records

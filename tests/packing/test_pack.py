@@ -15,17 +15,17 @@ import pytest
 import simplejpeg
 
 from mrm_stream.errors import ConfigError, MrmStreamError, RecordError, ShardError, SourceError
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import FOLDER
+from mrm_stream.formats.manifest import Manifest, read_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import read_index, verify_shard
 from mrm_stream.packing import worker
-from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.journal import FOLDER
-from mrm_stream.packing.manifest import Manifest, read_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.plan import plan_shards
-from mrm_stream.packing.shard import read_index, verify_shard
-from mrm_stream.packing.tokenizer import encode_report, load_tokenizer
 from mrm_stream.packing.workers import Workers
 from mrm_stream.records import Record
+from mrm_stream.text.tokenizer import encode_report, load_tokenizer
 
 OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
 

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import plan as planning
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import SetPlan, ShardPlan
 from mrm_stream.records import Box, Record
 

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream import storage
 from mrm_stream.errors import ShardError, SourceError, StorageError
+from mrm_stream.formats.folder import MANIFEST
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import lock
-from mrm_stream.packing.manifest import MANIFEST, read_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import Progress, pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
-from mrm_stream.storage import Place, place_of
+from mrm_stream.storage import paths, retries
+from mrm_stream.storage.paths import AnyPath, parse_path
 from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, running
 
 OPTIONS = PackOptions(samples_per_shard=8, short_side=48, vocabulary=200)
@@ -31,14 +32,14 @@ JOB = """
 import sys
 from mrm_stream import storage
 from mrm_stream.packing import lock
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.workers import Workers
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 
 if __name__ == "__main__":
-    lock.RENEWED_S, storage.FIRST_PAUSE_S, storage._READ_S = 0.3, 0.01, 0.3
-    root, out, workers = place_of(sys.argv[1]), place_of(sys.argv[2]), int(sys.argv[3])
+    lock.RENEWED_S, retries.FIRST_PAUSE_S, paths._READ_S = 0.3, 0.01, 0.3
+    root, out, workers = parse_path(sys.argv[1]), parse_path(sys.argv[2]), int(sys.argv[3])
     options = PackOptions(samples_per_shard=8, short_side=48, vocabulary=200)
     pack("training-csv", root, out, options=options, max_bad=1.0, workers=Workers(workers))
 """
@@ -55,8 +56,8 @@ def s3() -> Iterator[FaultyS3]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(storage, "_READ_S", 0.3)  # a stall of the server is longer
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(paths, "_READ_S", 0.3)  # a stall of the server is longer
     monkeypatch.setattr(lock, "RENEWED_S", 0.3)
 
 
@@ -79,7 +80,7 @@ def name() -> str:
     return f"set-{next(_numbers)}"
 
 
-def pack_set(root: Place, out: Place, workers: int = 1) -> None:
+def pack_set(root: AnyPath, out: AnyPath, workers: int = 1) -> None:
     pack("training-csv", root, out, options=OPTIONS, max_bad=1.0, workers=Workers(workers))
 
 
@@ -87,8 +88,8 @@ def local_contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def out_of(name: str) -> Place:
-    return place_of(f"s3://sets/{name}")
+def out_of(name: str) -> AnyPath:
+    return parse_path(f"s3://sets/{name}")
 
 
 @pytest.mark.parametrize(("root_is_remote", "out_is_remote"), [(True, False), (False, True), (True, True)])
@@ -102,7 +103,7 @@ def test_the_bytes_are_those_of_local_packing_whatever_storage_does(
     root_is_remote: bool,
     out_is_remote: bool,
 ) -> None:
-    root = place_of(remote_root) if root_is_remote else mixed_set
+    root = parse_path(remote_root) if root_is_remote else mixed_set
     out = out_of(name) if out_is_remote else tmp_path / "set"
     with s3.failing(Faults(0.15, seed=1)) as faults:
         pack_set(root, out)
@@ -114,7 +115,7 @@ def test_worker_processes_reach_storage_too(
     s3: FaultyS3, remote_root: str, packed: dict[str, bytes], name: str
 ) -> None:
     with s3.failing(Faults(0.1, seed=2)) as faults:
-        pack_set(place_of(remote_root), out_of(name), workers=2)
+        pack_set(parse_path(remote_root), out_of(name), workers=2)
     assert sum(faults.seen[kind] for kind in ALL) >= 5
     assert s3.contents("sets", name) == packed
 
@@ -123,9 +124,9 @@ def test_without_retries_the_same_faults_end_the_job(
     s3: FaultyS3, remote_root: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the tests above show what the retries are worth."""
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(retries, "ATTEMPTS", 1)
     with s3.failing(Faults(0.15, seed=1)), pytest.raises(StorageError, match="remote storage failed"):
-        pack_set(place_of(remote_root), out_of(name))
+        pack_set(parse_path(remote_root), out_of(name))
     assert MANIFEST not in s3.contents("sets", name)
 
 
@@ -176,7 +177,7 @@ def test_killed_and_run_again_the_bytes_are_the_same(
     damaged = noted.pop()
     s3.client.put_object(Bucket="sets", Key=f"{name}/{damaged}", Body=left[damaged][:-1] + b"x")
     time.sleep(1)  # the time of an object is in whole seconds
-    pack_set(place_of(remote_root), out_of(name))
+    pack_set(parse_path(remote_root), out_of(name))
     assert s3.contents("sets", name) == packed
     for shard in noted:
         assert s3.client.head_object(Bucket="sets", Key=f"{name}/{shard}")["LastModified"] == begun[shard]
@@ -242,7 +243,7 @@ def test_damage_there_is_found_and_mended(s3: FaultyS3, remote_root: str, packed
     with s3.failing(Faults(0.1, seed=4)):
         found = {fault.file.replace(".idx", ".tar") for fault in verify(out_of(name))}
         assert found == wrong
-        _, remaining = repair(out_of(name), place_of(remote_root))
+        _, remaining = repair(out_of(name), parse_path(remote_root))
     assert remaining == []
     assert s3.contents("sets", name) == packed
 
@@ -261,15 +262,15 @@ def test_permission_denied_is_told_at_once(s3: FaultyS3, mixed_set: Path, name: 
 
 def test_no_such_bucket_is_told_at_once(s3: FaultyS3, mixed_set: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written: FileNotFoundError"):
-        pack_set(mixed_set, place_of("s3://no-such-bucket/set"))
+        pack_set(mixed_set, parse_path("s3://no-such-bucket/set"))
     with pytest.raises(SourceError, match="no such directory"):
-        pack_set(place_of("s3://no-such-bucket/set"), place_of("s3://sets/unused"))
+        pack_set(parse_path("s3://no-such-bucket/set"), parse_path("s3://sets/unused"))
 
 
 def test_one_image_that_is_denied_is_quarantined(s3: FaultyS3, remote_root: str, name: str) -> None:
     denial = Faults(1, ("deny",), only=lambda method, path: "good-007" in path)
     with s3.failing(denial):
-        pack_set(place_of(remote_root), out_of(name))
+        pack_set(parse_path(remote_root), out_of(name))
     assert read_manifest(out_of(name)).quarantined["image-cannot-be-read"] == 1
 
 
@@ -282,16 +283,16 @@ def test_storage_that_goes_down_ends_the_job_in_bounded_time(
     # Half a set further on, for good.
     down = Faults(1, ("internal", "reset"), only=lambda method, path: next(calls) > 130)
     with s3.failing(down), pytest.raises(StorageError, match="remote storage failed 8 times"):
-        pack_set(place_of(remote_root), out_of(name), workers=workers)
+        pack_set(parse_path(remote_root), out_of(name), workers=workers)
     # In worker processes the pauses are as they are: half a minute.
     assert time.monotonic() - begun < (30 if workers == 1 else 90)
     assert MANIFEST not in s3.contents("sets", name)
-    pack_set(place_of(remote_root), out_of(name))
+    pack_set(parse_path(remote_root), out_of(name))
     assert s3.contents("sets", name) == packed
 
 
 def test_storage_in_memory_serves_too(mixed_set: Path, packed: dict[str, bytes]) -> None:
-    out = place_of("memory://remote/set")
+    out = parse_path("memory://remote/set")
     pack_set(mixed_set, out)
     assert {place.name: place.read_bytes() for place in out.iterdir() if place.is_file()} == packed
     assert verify(out) == []

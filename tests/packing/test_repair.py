@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import ShardError
+from mrm_stream.formats.shard import read_index
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.repair import repair
-from mrm_stream.packing.shard import read_index
-from mrm_stream.packing.tokenizer import load_tokenizer
 from mrm_stream.packing.verify import STRAY, verify
 from mrm_stream.packing.workers import Workers
+from mrm_stream.text.tokenizer import load_tokenizer
 from tests.packing.damage import KINDS, damage_one
 from tests.packing.torture import OPTIONS, digests, pack_set
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import reports_files
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.plan import SetPlan, ShardPlan
 from mrm_stream.packing.reports_files import learn_files
 from mrm_stream.records import Record
 from mrm_stream.sources import reading
-from mrm_stream.storage import Place, place_of
+from mrm_stream.storage.paths import AnyPath, parse_path
 
 
-def plan_of(root: Place) -> SetPlan:
+def plan_of(root: AnyPath) -> SetPlan:
     """Three images of two studies, and one of the test split."""
     records = (
         Record("a", "a.jpg", report_path="1.txt", study="1"),
@@ -32,12 +32,12 @@ def plan_of(root: Place) -> SetPlan:
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_report_that_images_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
-    root: Place = place_of("memory://reports-files") if remote else tmp_path
+    root: AnyPath = parse_path("memory://reports-files") if remote else tmp_path
     for name, text in (("1.txt", "clear lungs clear"), ("2.txt", "effusion effusion"), ("3.txt", "nodule nodule")):
         (root / name).write_bytes(text.encode())
     read: Counter[str] = Counter()
 
-    def counted(root: Place, record: Record) -> str:
+    def counted(root: AnyPath, record: Record) -> str:
         read[record.report_path or ""] += 1
         return original(root, record)
 

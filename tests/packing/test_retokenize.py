@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 
 from mrm_stream.errors import ClusterError, ConfigError, MrmStreamError, ShardError, SourceError
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import FOLDER
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import read_index
 from mrm_stream.packing import retokenize as retokenize_module
-from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.journal import FOLDER
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.retokenize import retokenize
-from mrm_stream.packing.shard import read_index
-from mrm_stream.packing.tokenizer import encode_report, load_tokenizer, train_tokenizer
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
-from mrm_stream.storage import place_of, upload
+from mrm_stream.storage.files import upload
+from mrm_stream.storage.paths import parse_path
+from mrm_stream.text.tokenizer import encode_report, load_tokenizer, train_tokenizer
 from tests.packing.torture import digests, pack_set
 
 Members = dict[str, dict[str, bytes]]
@@ -237,12 +238,12 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_the_place_free(packed: P
 
 
 def test_elsewhere_too_a_set_within_a_set_is_refused(packed: Path) -> None:
-    there = place_of("memory://sets/one")
+    there = parse_path("memory://sets/one")
     for path in packed.iterdir():
         upload(path, there / path.name)
     with pytest.raises(ShardError, match="a set within a set"):
         retokenize(there, there / "again")
-    retokenize(there, place_of("memory://sets/one-again"))
+    retokenize(there, parse_path("memory://sets/one-again"))
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrm_stream import storage
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.manifest import Manifest, read_manifest, write_manifest
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.manifest import Manifest, read_manifest, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import ShardEntry, canonical_json, read_index
 from mrm_stream.packing.pack import pack
-from mrm_stream.packing.shard import PackedSample, ShardEntry, canonical_json, read_index, write_shard
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.summary import UNKNOWN, SplitSummary, percentile, share_of, summarise
-from mrm_stream.remote import RemotePlace
 from mrm_stream.sources.phantom.tree import write_phantom_tree
-from mrm_stream.storage import Place, place_of
+from mrm_stream.storage import paths as storage
+from mrm_stream.storage.paths import AnyPath, parse_path
+from mrm_stream.storage.remote import RemotePath
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def mask(inside: int, size: tuple[int, int] = (40, 50)) -> bytes:
     return buffer.getvalue()
 
 
-def write_set(directory: Place, splits: dict[str, list[dict[str, Any]]], masks: list[bytes] | None = None) -> None:
+def write_set(directory: AnyPath, splits: dict[str, list[dict[str, Any]]], masks: list[bytes] | None = None) -> None:
     """A set without reports, one shard a split; the masks go to the splits in their order."""
     entries: dict[str, tuple[ShardEntry, ...]] = {}
     left = iter(masks or [])
@@ -162,11 +163,11 @@ def test_masks_boxes_lists_and_what_is_not_known(tmp_path: Path) -> None:
 def test_remote_storage_gives_the_same_summary_even_where_ranges_come_cut_short(
     phantom: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote = place_of("memory://summary-test/set")
+    remote = parse_path("memory://summary-test/set")
     for file in phantom.iterdir():
         if file.is_file():
             (remote / file.name).write_bytes(file.read_bytes())
-    assert isinstance(remote, RemotePlace)
+    assert isinstance(remote, RemotePath)
     fetch, short = remote.fs.cat_ranges, [True]
 
     def cut(*arguments: Any, **settings: Any) -> list[bytes]:

@@ -20,15 +20,16 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from mrm_stream.packing import shard as shard_module
-from mrm_stream.packing.dictionary import ReportCodec, learn_dictionary
-from mrm_stream.packing.manifest import Manifest, ReportsEntry, write_manifest
-from mrm_stream.packing.options import PackOptions
-from mrm_stream.packing.shard import PackedSample, canonical_json, write_shard
-from mrm_stream.packing.tokenizer import train_tokenizer
+from mrm_stream.formats import shard as shard_module
+from mrm_stream.formats.dictionary import ReportCodec, learn_dictionary
+from mrm_stream.formats.manifest import Manifest, ReportsEntry, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import canonical_json
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.verify import Fault, verify
 from mrm_stream.packing.workers import Workers
-from mrm_stream.publish import sha256_of
+from mrm_stream.storage.publish import sha256_of
+from mrm_stream.text.tokenizer import train_tokenizer
 from tests.packing.damage import KINDS, damage_campaign
 from tests.packing.torture import FAULTS, pack_set
 

@@ -27,16 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrm_stream import publish
 from mrm_stream.errors import MrmStreamError
+from mrm_stream.formats.folder import FOLDER, MANIFEST
+from mrm_stream.formats.manifest import Manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import read_index
 from mrm_stream.packing import verify as verify_module
 from mrm_stream.packing import worker
-from mrm_stream.packing.journal import FOLDER
-from mrm_stream.packing.manifest import MANIFEST, Manifest
-from mrm_stream.packing.options import PackOptions
 from mrm_stream.packing.pack import pack
-from mrm_stream.packing.shard import read_index
 from mrm_stream.packing.workers import Workers
+from mrm_stream.storage import publish
 
 OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.sources.reading import read_image, read_report
 from mrm_stream.sources.registry import list_records
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 
 HEADER = [
     "path_to_image", "path_to_dcm", "frontal_lateral", "ap_pa", "deid_patient_id", "patient_report_date_order",
@@ -75,7 +75,7 @@ def test_the_zip_unpacked_into_its_own_folder_will_do(root: Path) -> None:
 
 
 def test_a_root_may_be_remote(root: Path) -> None:
-    remote = place_of("memory://chexpert-plus-test")
+    remote = parse_path("memory://chexpert-plus-test")
     for path in root.rglob("*.*"):
         (remote / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())
     assert list_records("chexpert-plus", remote) == list_records("chexpert-plus", root)

@@ -13,7 +13,7 @@ from mrm_stream.sources.mimic_dicom import list_mimic_dicom
 from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.registry import list_records
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 
 RECORD_HEADER = ["subject_id", "study_id", "dicom_id", "path"]
 RECORDS = [
@@ -103,7 +103,7 @@ def test_reports_may_lie_in_the_zip(root: Path) -> None:
 
 
 def test_a_root_may_be_remote(root: Path) -> None:
-    remote = place_of("memory://mimic-dicom-test")
+    remote = parse_path("memory://mimic-dicom-test")
     for path in root.rglob("*.*"):
         (remote / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())
     assert list_records("mimic-dicom", remote) == list_records("mimic-dicom", root)

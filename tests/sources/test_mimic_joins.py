@@ -17,7 +17,7 @@ from mrm_stream.sources.joins import Join
 from mrm_stream.sources.mimic_tables import FINDINGS, Splits, read_labels
 from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.registry import list_records
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 
 IMAGES = [(f"aaaa-{number}", f"1000003{number}", f"5041426{number}") for number in range(4)]
 BLANK = [""] * (len(FINDINGS) - 1)
@@ -198,7 +198,7 @@ def test_below_a_remote_root_the_zip_is_read_and_the_other_form_told(
     """PhysioNet's own buckets have both, and nobody can move one away there."""
     root = _write(tmp_path, JPG_TABLES)
     _zip(root)
-    remote = place_of(f"memory://{tmp_path.name}")
+    remote = parse_path(f"memory://{tmp_path.name}")
     for path in root.rglob("*.*"):
         (remote / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())
     records = list_records("mimic", remote)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import RecordError, SourceError
+from mrm_stream.records import REPORT_LIMIT
 from mrm_stream.sources import openi_archive
 from mrm_stream.sources.openi import list_openi, parse_report
 from mrm_stream.sources.openi_archive import read_archive
-from mrm_stream.sources.reading import REPORT_LIMIT, read_report
+from mrm_stream.sources.reading import read_report
 from mrm_stream.sources.registry import list_records
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 
 HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 
@@ -123,7 +124,7 @@ def test_images_may_lie_elsewhere(root: Path, folder: str) -> None:
 
 
 def test_a_root_may_be_remote(root: Path, request: pytest.FixtureRequest) -> None:
-    remote = place_of(f"memory://openi-test-{request.node.callspec.params['root']}")
+    remote = parse_path(f"memory://openi-test-{request.node.callspec.params['root']}")
     for path in root.rglob("*.*"):
         (remote / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())
     assert list_records("openi", remote) == list_records("openi", root)

@@ -11,7 +11,7 @@ from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.sources.padchest import TABLE
 from mrm_stream.sources.reading import read_image, read_report
 from mrm_stream.sources.registry import list_records
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 
 HEADER = [
     "", "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "ViewPosition_DICOM", "Projection",
@@ -102,7 +102,7 @@ def test_the_table_may_be_compressed_or_have_another_name_but_must_be_one(root: 
 
 
 def test_a_root_may_be_remote(root: Path) -> None:
-    remote = place_of("memory://padchest-test")
+    remote = parse_path("memory://padchest-test")
     (root / TABLE).rename(root / "PADCHEST_subset.csv")
     for path in root.rglob("*.*"):
         (remote / path.relative_to(root).as_posix()).write_bytes(path.read_bytes())

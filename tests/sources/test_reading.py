@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrm_stream.errors import MrmStreamError, RecordError, SourceError, StorageError
-from mrm_stream.records import Record
+from mrm_stream.records import REPORT_LIMIT, Record
 from mrm_stream.sources import reading
-from mrm_stream.sources.reading import REPORT_LIMIT, read_image, read_report
+from mrm_stream.sources.reading import read_image, read_report
 
 
 def _image(path: str) -> Record:

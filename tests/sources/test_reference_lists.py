@@ -16,7 +16,7 @@ from mrm_stream.sources.joins import Join
 from mrm_stream.sources.list_files import ListedImage, read_lists
 from mrm_stream.sources.mimic_tables import FINDINGS
 from mrm_stream.sources.registry import list_records
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 
 def _table(path: Path, *rows: list[str]) -> None:
@@ -50,7 +50,7 @@ def test_nih(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, mon
     assert record.image_path == images[0].path
     assert "it has 1 of the 112120 images of the lists" in caplog.text
 
-    def all_found(root: Place) -> Join[str]:
+    def all_found(root: AnyPath) -> Join[str]:
         return Join({image.path: image.path for image in images}, root, "images")
 
     monkeypatch.setattr(nih, "_find_images", all_found)

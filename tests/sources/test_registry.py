@@ -12,7 +12,7 @@ from mrm_stream.records import Record
 from mrm_stream.sources import registry
 from mrm_stream.sources.registry import SOURCES, find_source, list_records
 from mrm_stream.sources.source import Source
-from mrm_stream.storage import Place
+from mrm_stream.storage.paths import AnyPath
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     """Records that the source `made-up` lists, to be filled by the test; `a.jpg` exists."""
     records: list[Record] = []
 
-    def list_made_up(root: Place) -> Iterator[Record]:
+    def list_made_up(root: AnyPath) -> Iterator[Record]:
         assert root == tmp_path
         yield from records
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.registry import list_records
 from mrm_stream.sources.siim import PIXELS, read_relative_runs, united_runs
-from mrm_stream.storage import Place, place_of
+from mrm_stream.storage.paths import AnyPath, parse_path
 
 SIDE = 1024
 A, B, C, D = (f"1.2.276.0.7230010.3.1.4.8323329.{number}.1517875160.{number}" for number in (11, 222, 3333, 44444))
@@ -203,14 +203,14 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def remote() -> Iterator[Place]:
-    root = place_of("memory://test-siim/root")
+def remote() -> Iterator[AnyPath]:
+    root = parse_path("memory://test-siim/root")
     assert not isinstance(root, Path)
     yield root
     root.fs.store.clear()
 
 
-def test_remote_storage_is_walked_as_a_disk_is(tmp_path: Path, remote: Place) -> None:
+def test_remote_storage_is_walked_as_a_disk_is(tmp_path: Path, remote: AnyPath) -> None:
     root = _write(_place(tmp_path, A, B), [(A, "1 2"), (B, "-1")])
     for path in root.rglob("*"):
         if path.is_file():

@@ -13,16 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrm_stream.errors import SourceError
-from mrm_stream.sources.tables import (
-    CELL_LIMIT,
-    KEY_PATTERN,
-    LINE_LIMIT,
-    claim,
-    find_table,
-    keys_from_paths,
-    read_rows,
-)
-from mrm_stream.storage import Place, place_of
+from mrm_stream.sources.tables import CELL_LIMIT, KEY_PATTERN, LINE_LIMIT, claim, find_table, keys_from_paths, read_rows
+from mrm_stream.storage.paths import AnyPath, parse_path
 
 
 def _write(path: Path, content: str) -> Path:
@@ -68,7 +60,7 @@ def test_find_table_takes_either_form_and_names_both_when_there_is_none(tmp_path
 def test_an_edited_table_beside_the_compressed_one_is_an_error(
     tmp_path: Path, edited: bytes, line: int, remote: bool
 ) -> None:
-    root: Place = place_of(f"memory://{tmp_path.name}") if remote else tmp_path
+    root: AnyPath = parse_path(f"memory://{tmp_path.name}") if remote else tmp_path
     (root / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n3,4\n"))
     (root / "t.csv").write_bytes(edited)
     with pytest.raises(SourceError, match=rf"t\.csv\.gz and t\.csv are both there, and differ from line {line} on"):

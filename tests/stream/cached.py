@@ -8,13 +8,13 @@ from pathlib import Path
 import fsspec
 
 from mrm_stream.errors import StorageError
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.publish import sha256_of
-from mrm_stream.remote import RemotePlace
-from mrm_stream.storage import place_of
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage.paths import parse_path
+from mrm_stream.storage.publish import sha256_of
+from mrm_stream.storage.remote import RemotePath
 from mrm_stream.stream.cache import ShardCache
 from mrm_stream.stream.order import Order
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.conftest import build_set
 
 SHARDS = 8
@@ -29,10 +29,10 @@ def make_source(folder: Path) -> Path:
     return build_set(folder / "set", splits={"train": [6] * SHARDS})
 
 
-def in_memory(source: Path) -> RemotePlace:
+def in_memory(source: Path) -> RemotePath:
     """Copy a set to a place of its own in fsspec's memory."""
-    place = place_of(f"memory://cache-{next(_numbers)}/set")
-    assert isinstance(place, RemotePlace)
+    place = parse_path(f"memory://cache-{next(_numbers)}/set")
+    assert isinstance(place, RemotePath)
     for path in source.iterdir():
         fsspec.filesystem("memory").pipe_file(f"{place.path}/{path.name}", path.read_bytes())
     return place

@@ -10,10 +10,12 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from mrm_stream.packing.dictionary import ReportCodec, learn_dictionary
-from mrm_stream.packing.manifest import DICTIONARY, Manifest, ReportsEntry, write_manifest
-from mrm_stream.packing.options import PackOptions
-from mrm_stream.packing.shard import PackedSample, canonical_json, write_shard
+from mrm_stream.formats.dictionary import ReportCodec, learn_dictionary
+from mrm_stream.formats.folder import DICTIONARY
+from mrm_stream.formats.manifest import Manifest, ReportsEntry, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import canonical_json
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 
 MakeSet = Callable[..., Path]
 

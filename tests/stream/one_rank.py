@@ -22,7 +22,7 @@ from mrm_stream.errors import MrmStreamError
 from mrm_stream.stream import prefetch
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.order import steps_of
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 STALLED_AFTER_S = 2.0
 SLOW_S = 0.15

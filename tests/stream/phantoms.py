@@ -11,15 +11,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from mrm_stream.config import DataConfig, MethodConfig
+from mrm_stream.config.pretrain import DataConfig, MethodConfig
 from mrm_stream.decode.device import Handover
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.records import Batch
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.loader import Draw, Loader
-from mrm_stream.stream.reader import ShardSet
-from mrm_stream.training.batches import BatchMaker
+from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain_batches import BatchMaker
 
 SEED = 5
 WINDOW = 2

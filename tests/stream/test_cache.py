@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from mrm_stream import storage
 from mrm_stream.errors import ConfigError, ShardError
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.storage import Place, place_of
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage import files
+from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream import cache as caching
-from mrm_stream.stream import reader
+from mrm_stream.stream import shard_set
 from mrm_stream.stream.cache import ShardCache
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.packing.faulty_s3 import Faults, FaultyS3, running
 from tests.stream.cached import (
     LARGE,
@@ -57,7 +57,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., ShardCache]]:
     """(directory, limit_bytes) -> a cache in the test's folder."""
     caches: list[ShardCache] = []
 
-    def open_cache(directory: Place, limit_bytes: int = LARGE, folder: Path = tmp_path / "cache") -> ShardCache:
+    def open_cache(directory: AnyPath, limit_bytes: int = LARGE, folder: Path = tmp_path / "cache") -> ShardCache:
         caches.append(ShardCache(directory, folder, limit_bytes))
         return caches[-1]
 
@@ -107,7 +107,7 @@ def test_s3_gives_the_same_samples_for_two_requests_a_file(s3: FaultyS3, tmp_pat
     asked: Counter[str] = Counter()
     counting = Faults(0.0, only=lambda method, path: bool(asked.update([path.split("?")[0]])))
     with s3.failing(counting):
-        shards = ShardSet.open(place_of("s3://sets/there"), "train", cache=(tmp_path, LARGE))
+        shards = ShardSet.open(parse_path("s3://sets/there"), "train", cache=(tmp_path, LARGE))
         assert_all_read(shards)
         shards.close()
     files = {name: times for name, times in asked.items() if "train-" in name}
@@ -120,14 +120,14 @@ def test_remote_files_are_read_whole_and_in_order(
 ) -> None:
     place = in_memory(source)
     read: dict[str, list[tuple[int, int]]] = {}
-    fetch = storage._fetch
+    fetch = files._fetch
 
-    def noting(part: Place, start: int, end: int) -> bytes:
+    def noting(part: AnyPath, start: int, end: int) -> bytes:
         read.setdefault(part.name, []).append((start, end))
         return fetch(part, start, end)
 
-    monkeypatch.setattr(storage, "_fetch", noting)
-    monkeypatch.setattr(storage, "_PIECE", 5000)
+    monkeypatch.setattr(files, "_fetch", noting)
+    monkeypatch.setattr(files, "_PIECE", 5000)
     shards = ShardSet.open(place, "train", cache=(tmp_path, LARGE))
     assert_all_read(shards)
     shards.close()
@@ -258,7 +258,7 @@ def test_maps_of_removed_shards_are_let_go(source: Path, tmp_path: Path) -> None
 def test_shards_that_nobody_announced_are_bounded_too(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "VISITED_SHARDS", 2)
+    monkeypatch.setattr(shard_set, "VISITED_SHARDS", 2)
     shards = ShardSet.open(source, "train", cache=(tmp_path, 1))
     for index in range(SAMPLES):
         assert bytes(shards.sample(index).jpeg) == f"jpeg {index}".encode()

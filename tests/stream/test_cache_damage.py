@@ -10,15 +10,16 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from mrm_stream import storage
 from mrm_stream.errors import ShardError
-from mrm_stream.packing.manifest import TOKENIZER, read_manifest
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.publish import sha256_of
-from mrm_stream.storage import Place
+from mrm_stream.formats.folder import TOKENIZER
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage import files
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import sha256_of
 from mrm_stream.stream import cache as caching
 from mrm_stream.stream.cache import ShardCache
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.cached import (
     LARGE,
     in_memory,
@@ -43,7 +44,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., ShardCache]]:
     """(directory, limit_bytes) -> a cache in the test's folder."""
     caches: list[ShardCache] = []
 
-    def open_cache(directory: Place, limit_bytes: int = LARGE, folder: Path = tmp_path / "cache") -> ShardCache:
+    def open_cache(directory: AnyPath, limit_bytes: int = LARGE, folder: Path = tmp_path / "cache") -> ShardCache:
         caches.append(ShardCache(directory, folder, limit_bytes))
         return caches[-1]
 
@@ -114,9 +115,9 @@ class Line:
         """Pieces that are still to be damaged."""
         self.asked: Counter[str] = Counter()
         self.draw = random.Random(0)
-        fetch = storage._fetch
+        fetch = files._fetch
 
-        def damaging(part: Place, start: int, end: int) -> bytes:
+        def damaging(part: AnyPath, start: int, end: int) -> bytes:
             content = fetch(part, start, end)
             self.asked[part.name] += 1
             if not self.bad:
@@ -125,7 +126,7 @@ class Line:
             place = self.draw.randrange(len(content))
             return content[:place] + bytes([content[place] ^ 1 << self.draw.randrange(8)]) + content[place + 1 :]
 
-        patch.setattr(storage, "_fetch", damaging)
+        patch.setattr(files, "_fetch", damaging)
 
 
 @pytest.fixture

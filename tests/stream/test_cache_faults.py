@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream import storage
 from mrm_stream.errors import ShardError, StorageError
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.storage import Place, place_of
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage import paths, retries
+from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream import cache as caching
 from mrm_stream.stream.cache import ShardCache
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, running
 from tests.stream.cached import (
     LARGE,
@@ -56,8 +56,8 @@ def entries(source: Path) -> tuple[ShardEntry, ...]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(storage, "_READ_S", 0.3)  # a stall of the server is longer
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(paths, "_READ_S", 0.3)  # a stall of the server is longer
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., ShardCache]]:
     """(directory, limit_bytes) -> a cache in the test's folder."""
     caches: list[ShardCache] = []
 
-    def open_cache(directory: Place, limit_bytes: int = LARGE, folder: Path = tmp_path / "cache") -> ShardCache:
+    def open_cache(directory: AnyPath, limit_bytes: int = LARGE, folder: Path = tmp_path / "cache") -> ShardCache:
         caches.append(ShardCache(directory, folder, limit_bytes))
         return caches[-1]
 
@@ -95,7 +95,7 @@ def small_disk(tmp_path: Path) -> Iterator[Disk]:
 def test_a_missing_object_is_named(s3: FaultyS3, source: Path, tmp_path: Path) -> None:
     url = s3.put_tree(source, "gone", "set")
     s3.client.delete_object(Bucket="gone", Key="set/train-00002.tar")
-    shards = ShardSet.open(place_of(url), "train", cache=(tmp_path, LARGE))
+    shards = ShardSet.open(parse_path(url), "train", cache=(tmp_path, LARGE))
     with pytest.raises(ShardError, match=r"gone/set/train-00002\.tar: there is no such file"):
         shards.sample(12)
     assert shards.sample(0).key == "train-0"
@@ -104,7 +104,7 @@ def test_a_missing_object_is_named(s3: FaultyS3, source: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", [*ALL, "all"])
 def test_faults_that_pass_are_waited_out(s3: FaultyS3, tmp_path: Path, kind: str) -> None:
-    shards = ShardSet.open(place_of("s3://sets/there"), "train", cache=(tmp_path, LARGE))
+    shards = ShardSet.open(parse_path("s3://sets/there"), "train", cache=(tmp_path, LARGE))
     with s3.failing(Faults(0.25, ALL if kind == "all" else (kind,), seed=4)) as faults:
         assert_all_read(shards)
     shards.close()
@@ -115,8 +115,8 @@ def test_faults_that_pass_are_waited_out(s3: FaultyS3, tmp_path: Path, kind: str
 def test_storage_that_failed_ahead_of_need_is_asked_again(
     s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    shards = ShardSet.open(place_of("s3://sets/there"), "train", cache=(tmp_path, LARGE))
+    monkeypatch.setattr(retries, "ATTEMPTS", 2)
+    shards = ShardSet.open(parse_path("s3://sets/there"), "train", cache=(tmp_path, LARGE))
     with s3.failing(Faults(1.0, ("internal",))) as faults:
         shards.expect([[0, 1]])
         deadline = time.monotonic() + 10
@@ -181,7 +181,7 @@ def test_what_is_let_go_of_before_it_came_leaves_nothing_open(
     monkeypatch.setattr(caching, "FETCHERS", 1)
     begun, answer = threading.Event(), threading.Event()
 
-    def failing(source: Place) -> Iterator[bytes]:
+    def failing(source: AnyPath) -> Iterator[bytes]:
         begun.set()
         answer.wait(60)
         raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
@@ -215,7 +215,7 @@ def test_closing_does_not_wait_for_storage_that_hangs(
     answer = threading.Event()
     hangs = threading.Semaphore(0)
 
-    def hanging(source: Place) -> Iterator[bytes]:
+    def hanging(source: AnyPath) -> Iterator[bytes]:
         hangs.release()
         answer.wait(60)
         yield b""

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import StorageError
-from mrm_stream.packing.manifest import read_manifest
+from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.stream import cache_locks
 from mrm_stream.stream.cache import ShardCache
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.cached import LARGE, SHARDS, assert_all_read, make_source, whole
 
 Lockless = Callable[[Path, int], None]

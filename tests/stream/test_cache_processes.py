@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.errors import StorageError
-from mrm_stream.packing.manifest import read_manifest
-from mrm_stream.packing.shard import ShardEntry
-from mrm_stream.publish import sha256_of
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage.publish import sha256_of
 from mrm_stream.stream import cache as caching
 from mrm_stream.stream.cache import ShardCache
 from tests.packing.faulty_s3 import Faults, FaultyS3, running
@@ -32,10 +32,10 @@ import sys, time
 from itertools import islice
 from pathlib import Path
 from mrm_stream import storage
-from mrm_stream.storage import place_of
+from mrm_stream.storage.paths import parse_path
 from mrm_stream.stream import cache
 from mrm_stream.stream.order import Order
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 directory, folder, limit, epochs, pause = sys.argv[1:]
 pieces = cache._pieces
@@ -48,7 +48,7 @@ def slowly(source):
 if float(pause):
     cache._PIECE, cache._pieces = 1024, slowly
 storage.FIRST_PAUSE_S = 0.01
-shards = ShardSet.open(place_of(directory), "train", cache=(Path(folder), int(limit)))
+shards = ShardSet.open(parse_path(directory), "train", cache=(Path(folder), int(limit)))
 order = Order(shards.shard_sizes, seed=3, window=1)
 print("begun", flush=True)
 for position in range(int(epochs) * len(shards)):
@@ -74,10 +74,10 @@ print("done", counts.fetched, counts.hits, counts.refetched, flush=True)
 CLOSER = """
 import sys, time
 from pathlib import Path
-from mrm_stream.storage import place_of
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.storage.paths import parse_path
+from mrm_stream.stream.shard_set import ShardSet
 
-shards = ShardSet.open(place_of(sys.argv[1]), "train", cache=(Path(sys.argv[2]), 1 << 40))
+shards = ShardSet.open(parse_path(sys.argv[1]), "train", cache=(Path(sys.argv[2]), 1 << 40))
 print("opened", flush=True)
 input()
 shards.expect([range(8)])

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream import publish
 from mrm_stream.errors import ShardError, StorageError
-from mrm_stream.packing.shard import ShardEntry
+from mrm_stream.formats.shard import ShardEntry
+from mrm_stream.storage import publish
 from mrm_stream.stream import checksums
 from mrm_stream.stream.checksums import THREADS, Checksums
-from mrm_stream.stream.reader import DamagedShardError, ShardSet
+from mrm_stream.stream.shard_set import DamagedShardError, ShardSet
 from tests.stream.phantoms import SEED, load, packed_phantoms
 from tests.stream.test_corruption import digests
 

@@ -19,10 +19,11 @@ import torch
 
 from mrm_stream.decode.dali import DaliDecoder
 from mrm_stream.errors import ShardError, TrainingError
-from mrm_stream.packing.manifest import read_manifest, write_manifest
-from mrm_stream.packing.shard import PackedSample, index_path, read_index, write_shard
+from mrm_stream.formats.manifest import read_manifest, write_manifest
+from mrm_stream.formats.shard import index_path, read_index
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.stream.loader import Draw
-from mrm_stream.stream.reader import DamagedShardError, ShardSet
+from mrm_stream.stream.shard_set import DamagedShardError, ShardSet
 from tests.packing.damage import KINDS, damage_one
 from tests.stream.phantoms import batch_maker, load, packed_phantoms
 
@@ -188,9 +189,9 @@ def test_only_shards_that_are_used_are_read_whole_and_only_once(
         read.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("mrm_stream.stream.reader.sha256_of", counted)
+    monkeypatch.setattr("mrm_stream.stream.shard_set.sha256_of", counted)
     monkeypatch.setattr("mrm_stream.stream.checksums.sha256_of", counted)
-    monkeypatch.setattr("mrm_stream.stream.reader.MAPPED_SHARDS", 1)
+    monkeypatch.setattr("mrm_stream.stream.shard_set.MAPPED_SHARDS", 1)
     shards = ShardSet.open(training_set, "train")
     second = shards.shard_sizes[0]
     for index in (second, second + 1, 0, second):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.phantoms import NAMES, SEED, WINDOW, Seen, batch_maker, fingerprints, load, packed_phantoms
 
 STEPS = 9

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream.config import DataConfig
+from mrm_stream.config.pretrain import DataConfig
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, StorageError
 from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.opening import open_data
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.conftest import MakeSet
 
 
@@ -213,7 +213,7 @@ def test_ranks_far_apart_announce_their_own_windows(make_set: MakeSet) -> None:
 def test_sets_with_other_tokenizers_are_refused(make_set: MakeSet, roots: tuple[Path, Path]) -> None:
     import dataclasses
 
-    from mrm_stream.packing.manifest import read_manifest, write_manifest
+    from mrm_stream.formats.manifest import read_manifest, write_manifest
 
     manifest = read_manifest(roots[1])
     assert manifest.reports is not None

@@ -20,9 +20,9 @@ from unittest import mock
 
 import pytest
 
-from mrm_stream.publish import TEMPORARY_SUFFIX
+from mrm_stream.storage.publish import TEMPORARY_SUFFIX
 from mrm_stream.stream.loader import Draw
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.phantoms import batch_maker, load, packed_phantoms
 
 WARM_UP, EPOCHS = 5, 20

@@ -19,7 +19,7 @@ import pytest
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, TrainingError
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.order import EPOCHS, Order
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 MakeSet = Callable[..., Path]
 Pairs = list[tuple[int, int]]

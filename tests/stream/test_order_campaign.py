@@ -23,7 +23,7 @@ from mrm_stream.records import Sample
 from mrm_stream.stream.loader import Draw, Loader
 from mrm_stream.stream.mixture import Mixture
 from mrm_stream.stream.order import Order
-from mrm_stream.stream.reader import ShardSet
+from mrm_stream.stream.shard_set import ShardSet
 
 WORLDS = (1, 2, 3, 4, 5, 6, 8)
 Pair = tuple[int, int]

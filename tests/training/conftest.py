@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from tests.training.runs import Run, new_run

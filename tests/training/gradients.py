@@ -15,14 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mrm_stream.config import Config
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import Config
+from mrm_stream.distributed.connection import disconnect
+from mrm_stream.distributed.ranks import Ranks
+from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.records import Batch
-from mrm_stream.runtime import Runtime, start_runtime
-from mrm_stream.training.engine import Engine, disconnect
+from mrm_stream.training.engine import Engine
 from mrm_stream.training.metrics import Window
-from mrm_stream.training.ranks import Ranks
 
 SAMPLES, LENGTH, VOCABULARY = 8, 12, 40
 SMALL = [

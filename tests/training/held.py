@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from mrm_stream.train import main
-from mrm_stream.training.loop import Pretraining
+from mrm_stream.training.trainer import Pretraining
 
 
 def held_at(step: int, folder: Path) -> None:

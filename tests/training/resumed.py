@@ -9,11 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.distributed.connection import disconnect
+from mrm_stream.distributed.runtime import start_runtime
 from mrm_stream.errors import MrmStreamError
-from mrm_stream.runtime import start_runtime
-from mrm_stream.training.engine import disconnect
-from mrm_stream.training.loop import pretrain
+from mrm_stream.training.trainer import pretrain
 from tests.files import contents
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
 from mrm_stream.training.engine import deepspeed_settings
 
 

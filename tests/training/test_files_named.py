@@ -11,14 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mrm_stream.config import Config
+from mrm_stream.config.pretrain import Config
+from mrm_stream.distributed.launched import error_left
+from mrm_stream.distributed.orphan import ERROR_FILE
+from mrm_stream.distributed.ranks import FirstRankFailedError
+from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.errors import StorageError
-from mrm_stream.runtime import Runtime
 from mrm_stream.train import main
-from mrm_stream.training import loop
-from mrm_stream.training.launched import error_left
-from mrm_stream.training.orphan import ERROR_FILE
-from mrm_stream.training.ranks import FirstRankFailedError
+from mrm_stream.training import trainer
 
 
 def refused(*_: object) -> None:
@@ -30,7 +30,7 @@ def broken(*_: object) -> None:
 
 
 def test_the_script_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrm_stream.runtime.start_runtime", refused)
+    monkeypatch.setattr("mrm_stream.distributed.runtime.start_runtime", refused)
     (tmp_path / "config.yaml").write_text("")
     result = CliRunner().invoke(main, ["--config", str(tmp_path / "config.yaml")])
     assert result.exit_code == 1
@@ -39,12 +39,12 @@ def test_the_script_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def train() -> None:
-    loop.pretrain(Config(), Runtime(0, 1, 0, torch.device("cpu")))
+    trainer.pretrain(Config(), Runtime(0, 1, 0, torch.device("cpu")))
 
 
 def test_the_launcher_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
-    monkeypatch.setattr(loop, "Pretraining", refused)
+    monkeypatch.setattr(trainer, "Pretraining", refused)
     with pytest.raises(FirstRankFailedError):
         train()
     assert str(error_left(tmp_path / "error.json")).startswith("/locked/file: fails: permission denied\n")
@@ -55,6 +55,6 @@ def test_without_a_launcher_only_what_names_a_file_is_told(
     what: Callable[..., None], kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ERROR_FILE, raising=False)
-    monkeypatch.setattr(loop, "Pretraining", what)
+    monkeypatch.setattr(trainer, "Pretraining", what)
     with pytest.raises(kind):
         train()

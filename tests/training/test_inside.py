@@ -19,16 +19,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.distributed.connection import disconnect
+from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.errors import ConfigError, MrmStreamError, StorageError, TrainingError
-from mrm_stream.publish import sha256_of
-from mrm_stream.runtime import Runtime, start_runtime
-from mrm_stream.training import loop
+from mrm_stream.storage.publish import sha256_of
+from mrm_stream.training import trainer
+from mrm_stream.training import trainer as loop
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
-from mrm_stream.training.engine import Engine, disconnect
-from mrm_stream.training.loop import Pretraining, load_run, make_model
+from mrm_stream.training.engine import Engine
 from mrm_stream.training.metrics import read_metrics
 from mrm_stream.training.run_directory import COMPLETE
+from mrm_stream.training.trainer import Pretraining, load_run, make_model
 from tests.training.runs import SETTINGS
 
 SHORT = ("optim.warmup_epochs=0.5", "optim.epochs=2", "engine.precision=fp32", "engine.zero_stage=0")
@@ -144,8 +146,8 @@ def test_each_line_is_of_its_own_stretch_and_tells_the_time_that_is_left(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
-    with caplog.at_level(logging.INFO, logger=loop.__name__), opened("run.log_every=3") as run:
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: now))
+    with caplog.at_level(logging.INFO, logger=trainer.__name__), opened("run.log_every=3") as run:
         for seconds in (2.0, 6.0):
             train(run, 2)
             now += seconds

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrm_stream.config import Config
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import Config
 from mrm_stream.errors import ConfigError
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.stream.opening import fingerprint_of, open_data
 from mrm_stream.training.checkpoint import checkpoints_in, save_checkpoint

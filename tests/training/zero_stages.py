@@ -6,11 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mrm_stream.config_file import load_config
+from mrm_stream.config.file import load_config
+from mrm_stream.distributed.connection import disconnect
+from mrm_stream.distributed.ranks import Ranks
+from mrm_stream.distributed.runtime import start_runtime
 from mrm_stream.records import Batch
-from mrm_stream.runtime import start_runtime
-from mrm_stream.training.engine import Engine, disconnect
-from mrm_stream.training.ranks import Ranks
+from mrm_stream.training.engine import Engine
 
 
 class Odd(nn.Module):

@@ -17,11 +17,13 @@ import simplejpeg
 from PIL import Image
 
 from mrm_stream.errors import StorageError
-from mrm_stream.packing.dictionary import ReportCodec
-from mrm_stream.packing.manifest import DICTIONARY, Manifest, write_manifest
-from mrm_stream.packing.options import PackOptions
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import DICTIONARY
+from mrm_stream.formats.manifest import Manifest, write_manifest
+from mrm_stream.formats.options import PackOptions
+from mrm_stream.formats.shard import canonical_json, read_index
 from mrm_stream.packing.pack import pack
-from mrm_stream.packing.shard import PackedSample, canonical_json, read_index, write_shard
+from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.summary import Summary, summarise
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.visual.contact_sheet import OUTLINE, picture_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -10,12 +10,8 @@ from mrm_stream.errors import RecordError
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 80_000_000
-BITS = range(8, 17)
-"""That the values in a PNG of 16 bits may have."""
 OF_8_BITS = "of 0 to 255"
 """How values become grey that are grey already."""
-Blank = Literal["quarantine", "keep"]
-"""What becomes of images with nothing on them; see `check_not_blank`."""
 
 
 class ImageError(RecordError):

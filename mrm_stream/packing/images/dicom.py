@@ -26,11 +26,12 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import RLELosslessDecoder
 
 from mrm_stream.errors import MrmStreamError
+from mrm_stream.formats.options import Rendering
 from mrm_stream.packing.images.checks import ImageError, check_size
 from mrm_stream.packing.images.gdcm_process import shared_decoder
 from mrm_stream.packing.images.jpeg import decode_jpeg, stream_format
 from mrm_stream.packing.images.padding import PADDING_KEYWORDS, padding_values
-from mrm_stream.packing.images.rendering import DicomPixels, Rendering, Stored, grey_levels, tell_values
+from mrm_stream.packing.images.rendering import DicomPixels, Stored, grey_levels, tell_values
 
 _RLE = "1.2.840.10008.1.2.5"
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")

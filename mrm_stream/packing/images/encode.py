@@ -16,11 +16,11 @@ from functools import partial
 import numpy as np
 import simplejpeg
 
+from mrm_stream.formats.options import Blank, Rendering
 from mrm_stream.packing.images.blank import check_not_blank
-from mrm_stream.packing.images.checks import OF_8_BITS, Blank, ImageError, told_values
+from mrm_stream.packing.images.checks import OF_8_BITS, ImageError, told_values
 from mrm_stream.packing.images.jpeg import decode_jpeg, is_jpeg
 from mrm_stream.packing.images.png import grey_of_png, is_png
-from mrm_stream.packing.images.rendering import Rendering
 from mrm_stream.packing.images.sizes import height_width, shrink, target_size
 
 _DICOM_MAGIC = b"DICM"

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mrm_stream.packing.images.checks import BITS, OF_8_BITS, ImageError, check_size, stray_pixels, told_values
+from mrm_stream.formats.options import BITS
+from mrm_stream.packing.images.checks import OF_8_BITS, ImageError, check_size, stray_pixels, told_values
 from mrm_stream.packing.images.histogram import histogram
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -6,30 +6,18 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mrm_stream.formats.options import Rendering
 from mrm_stream.packing.images.checks import ImageError, told_values
 from mrm_stream.packing.images.histogram import histogram
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Rendering = Literal["window", "equalized"]
-"""How a DICOM becomes 8-bit grey; MONOCHROME1 is inverted either way.
-
-window: as its maker meant it to be seen (DICOM PS3.3, C.11): modality LUT or rescaling, then the first VOI LUT or else
-the first window. Where the file has neither, or a window that is none (narrower than 1), the least value becomes black
-and the greatest white.
-
-equalized: as the images of MIMIC-CXR-JPG were made: least to greatest stored value over 0 to 255, fractions dropped,
-then the histogram equalized. It is OpenCV's `equalizeHist`, in integers: levels differ from its floats by 1 at most.
-(What is inverted is so first of all, not after fractions are dropped: a picture and its negative come out the same.)
-
-Padding is no part of the picture: it is neither the least nor the greatest value, is not counted, and becomes black.
-"""
 
 Stored = NDArray[np.uint8] | NDArray[np.uint16]
 """Pixels as a DICOM stores them, whatever their bits mean."""

@@ -16,7 +16,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from mrm_stream.access import is_folder, is_there
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.phantom.chest import build_chest
 from mrm_stream.sources.phantom.exposure import collimate, develop, draw_texture, place, print_grey
@@ -25,7 +24,8 @@ from mrm_stream.sources.phantom.listing import IDS, Entry, list_entries
 from mrm_stream.sources.phantom.report import write_report
 from mrm_stream.sources.phantom.subject import Study, draw_exposure, draw_study
 from mrm_stream.sources.phantom.tables import Row, Tables, table_row
-from mrm_stream.storage import names_in
+from mrm_stream.storage.access import is_folder, is_there
+from mrm_stream.storage.files import names_in
 
 _QUALITY = 95
 _CHUNK = 16

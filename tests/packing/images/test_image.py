@@ -13,11 +13,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from mrm_stream.formats.options import Rendering
 from mrm_stream.packing.images import checks
 from mrm_stream.packing.images.checks import ImageError
 from mrm_stream.packing.images.encode import EncodedImage, encode_image
 from mrm_stream.packing.images.jpeg import is_jpeg
-from mrm_stream.packing.images.rendering import Rendering
 
 Texture = Callable[[int, int, int], NDArray[np.uint8]]
 

@@ -12,9 +12,9 @@ from pydicom import uid
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from mrm_stream.formats.options import Rendering
 from mrm_stream.packing.images.checks import ImageError
 from mrm_stream.packing.images.dicom import decode_dicom
-from mrm_stream.packing.images.rendering import Rendering
 from tests.packing.images.dicoms import dicom_of, grey_of, picture
 
 BORDER = 3

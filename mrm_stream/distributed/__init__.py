@@ -1,0 +1,1 @@
+"""Turns processes that a launcher has started into ranks that know each other, and that end together."""

@@ -1,0 +1,390 @@
+"""A packed set's split as a sequence of samples: views of memory-mapped shards, found through their indexes."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mrm_stream.errors import ConfigError, ShardError
+from mrm_stream.formats.dictionary import ReportCodec
+from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
+from mrm_stream.formats.manifest import Manifest, ReportsEntry, read_manifest
+from mrm_stream.formats.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, index_path, read_index
+from mrm_stream.records import Sample
+from mrm_stream.storage.access import is_file, refuse_barred
+from mrm_stream.storage.files import read_whole
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.storage.publish import sha256_of
+from mrm_stream.stream.cache import CacheCounts, ShardCache
+from mrm_stream.stream.checksums import Checksums
+from mrm_stream.stream.order import Order
+from mrm_stream.strict import parse_json
+
+T = TypeVar("T")
+
+MAPPED_SHARDS = 256
+"""Shards open at a time: each map holds a file descriptor, of which many systems allow 1,024."""
+VISITED_SHARDS = 8
+"""Shards of a cache that are used without having been announced, at a time."""
+DICTIONARY_LIMIT = 1 << 20
+METADATA_LIMIT = 1 << 20
+"""Bytes of one sample's JSON."""
+
+_REMEDY = (
+    "The set is damaged or incomplete: copy it again from where it came. `mrm-stream verify DIR` names all that is "
+    "wrong, `mrm-stream repair DIR --root SOURCE` packs it again from the source."
+)
+_JPEG, _TOKENS, _METADATA, _REPORT = range(len(REPORT_MEMBERS))
+
+
+class DamagedShardError(ShardError):
+    """A shard is not what the manifest says, so that none of its samples can be trusted; no sample takes its place."""
+
+
+class ShardSet:
+    """The samples of one split, by index; safe to share between threads.
+
+    A shard's index is read, and the shard mapped, at the first use of one of its samples; where there is a cache, the
+    shard is brought there first, if it was not expected long before. Before the first sample is handed out, the shard
+    is compared with the manifest's SHA-256: by the cache each time that it brings a shard, else here, once a process.
+    Samples are views of the map, which lives as long as any of them. A shard that is cut short while it is mapped ends
+    the process (SIGBUS), as with any memory map: published shards are replaced by renaming, never rewritten.
+    """
+
+    def __init__(
+        self,
+        directory: AnyPath,
+        split: str,
+        manifest: Manifest,
+        cache: ShardCache | None = None,
+        *,
+        verify: bool = True,
+    ) -> None:
+        self.directory = directory
+        self.cache = cache
+        self.split = split
+        self.manifest = manifest
+        self._entries: tuple[ShardEntry, ...] = manifest.splits[split]
+        self.shard_sizes: tuple[int, ...] = tuple(entry.samples for entry in self._entries)
+        self._firsts = [0, *accumulate(self.shard_sizes)]
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._maps: OrderedDict[int, memoryview] = OrderedDict()
+        self._announced: frozenset[int] = frozenset()
+        self._visited: OrderedDict[int, None] = OrderedDict()
+        assert manifest.reports is not None, "`open` refuses a set without reports"
+        self.reports: ReportsEntry = manifest.reports
+        self._codec: ReportCodec | None = None
+        self._lock = threading.Lock()
+        # Where there is a cache, it compares what it brings.
+        self._checksums = Checksums(directory, self._entries) if verify and isinstance(directory, Path) else None
+
+    @classmethod
+    def open(
+        cls, directory: AnyPath, split: str, cache: tuple[Path, int] | None = None, *, verify: bool = True
+    ) -> ShardSet:
+        """Return a split of a packed set, once all its shards are found to be there and as long as they should be.
+
+        Args:
+            directory: Of the set.
+            split: Part of it.
+            cache: Local folder, and the bytes that it may hold: shards are then fetched whole, ahead of need, and not
+                looked for one by one now. Needed where `directory` is a URL; sensible on slow shared file systems.
+            verify: Read each shard once and compare it with the manifest's SHA-256 before its first sample is handed
+                out: 0.06 s of a core per 100 MB, ahead of need where `expect` says what will be read. Without it a
+                flipped bit that leaves a JPEG valid is trained on. What comes through a cache is compared in any case.
+
+        Raises:
+            ShardError: There is no finished set here, it has no such split or none of its samples, or a shard is
+                missing or of another size than the manifest says.
+        """
+        manifest = read_manifest(directory)
+        if manifest.reports is None:
+            raise ShardError(
+                "the set has no reports: it is for fine-tuning",
+                where=directory,
+                remedy="Pre-train on a set of radiographs with reports.",
+            )
+        if manifest.samples(split) == 0:
+            filled = [name for name in manifest.splits if manifest.samples(name)]
+            raise ShardError(
+                f"the set has no samples in a split {split!r}",
+                where=directory,
+                remedy=f"Choose one of: {', '.join(filled)}." if filled else "Pack a set that has samples.",
+            )
+        if cache is not None:
+            folder, limit_bytes = cache
+            # Two sets, or two versions of one, never meet under one name.
+            own = folder / manifest.fingerprint[:16]
+            return cls(directory, split, manifest, ShardCache(directory, own, limit_bytes), verify=False)
+        if not isinstance(directory, Path):
+            raise ConfigError(
+                "shards that lie elsewhere are trained on through a cache",
+                where="data.cache",
+                remedy="Set it to a local folder, on a fast disk.",
+            )
+        for entry in manifest.splits[split]:
+            _check_files(directory / entry.file, entry)
+        return cls(directory, split, manifest, verify=verify)
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this split of this set from any other."""
+        return split_fingerprint(self.manifest, self.split)
+
+    def tokenizer_file(self) -> Path:
+        """Return the tokenizer that the token ids are of.
+
+        Raises:
+            ShardError: The file is absent, or another one has taken its place.
+        """
+        path = self.directory / TOKENIZER
+        if not isinstance(path, Path):
+            assert self.cache is not None, "`open` asks for one"
+            return self.cache.bring_file(TOKENIZER, self.reports.tokenizer_sha256)
+        if not is_file(path) or sha256_of(path) != self.reports.tokenizer_sha256:
+            raise ShardError(
+                "is not the tokenizer that these shards were packed with: their token ids would mean other words",
+                where=path,
+                remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
+            )
+        return path
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether shards are fetched before they are read."""
+        return self.cache is not None
+
+    @property
+    def wants_notice(self) -> bool:
+        """Whether it is of use to say what will be read next: shards are fetched, or are still to be compared."""
+        return self.cache is not None or (self._checksums is not None and not self._checksums.are_all_compared())
+
+    def order(self, seed: int, window: int) -> Order:
+        """Return the order in which a run reads the samples."""
+        return Order(self.shard_sizes, seed, window)
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what the cache has done; nothing, where there is none."""
+        return self.cache.counts if self.cache is not None else CacheCounts()
+
+    def expect(self, windows: Sequence[Sequence[int]]) -> None:
+        """Say which shards will be read next, window by window; those of other windows are let go.
+
+        A map would keep the disk's blocks of a shard that the cache has removed.
+        """
+        wanted = [shard for window in windows for shard in window]
+        if self._checksums is not None:
+            self._checksums.expect(wanted)
+        if self.cache is None:
+            return
+        with self._lock:
+            self._announced = frozenset(wanted)
+            self._visited.clear()
+            for shard in self._maps.keys() - self._announced:
+                del self._maps[shard]
+        self.cache.expect([self._entries[shard] for shard in wanted])
+
+    def close(self) -> None:
+        """Let go of the cache's shards; their samples can no longer be read, those read before can."""
+        if self._checksums is not None:
+            self._checksums.close()
+        if self.cache is not None:
+            with self._lock:
+                self._maps.clear()
+            self.cache.close()
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at an index, as views of its shard.
+
+        Raises:
+            IndexError: There is no such index.
+            DamagedShardError: The shard or its index is damaged or absent, or cannot be read.
+            ShardError: The token ids are not of the set's vocabulary.
+            StorageError: The shard must be fetched, and the storage does not answer.
+        """
+        shard, row = self._find(index)
+        table, data = self._whole(shard)
+        jpeg_at, tokens_at = table.offsets[row, :_METADATA].tolist()
+        jpeg_bytes, tokens_bytes = table.sizes[row, :_METADATA].tolist()
+        if tokens_bytes == 0 or tokens_bytes % 2:
+            raise self._damaged(index, "the token ids are absent or cut short")
+        token_ids = np.frombuffer(data, "<u2", tokens_bytes // 2, tokens_at)
+        if int(token_ids.max()) >= self.reports.vocabulary:
+            raise self._damaged(index, "a token id is outside the tokenizer's vocabulary")
+        return Sample(index, table.key(row), data[jpeg_at : jpeg_at + jpeg_bytes], token_ids)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Return what the set knows of a sample besides image and report: subject, study, view, labels, sizes.
+
+        Raises:
+            IndexError: There is no such index.
+            ShardError: The shard, its index or the sample's JSON is damaged.
+        """
+        content = self._member(index, _METADATA)
+        try:
+            metadata = parse_json(bytes(content)) if len(content) <= METADATA_LIMIT else None
+        except (ValueError, RecursionError):
+            metadata = None
+        if not isinstance(metadata, dict):
+            raise self._damaged(index, "the metadata is not a JSON object")
+        return metadata
+
+    def report(self, index: int) -> str:
+        """Return a sample's report.
+
+        Raises:
+            IndexError: There is no such index.
+            ShardError: The shard, its index, the dictionary or the compressed report is damaged.
+        """
+        content = bytes(self._member(index, _REPORT))
+        with self._lock:  # zstd's contexts serve one thread at a time
+            if self._codec is None:
+                self._codec = self._load_codec()
+            try:
+                return self._codec.restore(content)
+            except ValueError as error:
+                what = str(error)
+        raise self._damaged(index, what)
+
+    def place(self, index: int) -> str:
+        """Return where a sample lies, for people: the shard's file and the key (or the row, if the key is lost)."""
+        shard, row = self._find(index)
+        try:
+            name = self._table(shard).key(row)
+        except ShardError:
+            name = f"sample {row + 1}"
+        return f"{self._entries[shard].file}: {name}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return the shard, and the place in it, of a sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a split of {len(self)}")
+        shard = bisect_right(self._firsts, index) - 1
+        return shard, index - self._firsts[shard]
+
+    def _member(self, index: int, column: int) -> memoryview:
+        shard, row = self._find(index)
+        table = self._table(shard)
+        start = int(table.offsets[row, column])
+        return self._data(shard)[start : start + int(table.sizes[row, column])]
+
+    def _whole(self, shard: int) -> tuple[ShardIndex, memoryview]:
+        """Return a shard's index and bytes, both known to be the manifest's."""
+        try:
+            table, data = self._table(shard), self._data(shard)
+            if self._checksums is not None:
+                self._checksums.require(shard)
+        except ShardError as error:
+            raise DamagedShardError(error.what, where=error.where, remedy=_REMEDY) from error
+        return table, data
+
+    def _table(self, shard: int) -> ShardIndex:
+        """Return a shard's index; two threads may both read it at first, to the same effect."""
+        table = self._recent(self._indexes, shard)
+        if table is None:
+            entry = self._entries[shard]
+            tar = self._local(shard)
+            table = read_index(tar, self.manifest.members)
+            # A size that is off by less than a tar's block passes every other check.
+            if len(table) != entry.samples or sha256_of(index_path(tar)) != entry.index_sha256:
+                raise ShardError("the index is not the manifest's", where=index_path(tar), remedy=_REMEDY)
+            table = self._keep(self._indexes, shard, table)
+        return table
+
+    def _data(self, shard: int) -> memoryview:
+        """Return a shard's bytes."""
+        data = self._recent(self._maps, shard)
+        if data is None:
+            data = self._keep(self._maps, shard, _mapped(self._local(shard), self._entries[shard]))
+        return data
+
+    def _recent(self, opened: OrderedDict[int, T], shard: int) -> T | None:
+        with self._lock:
+            found = opened.get(shard)
+            if found is not None:
+                opened.move_to_end(shard)
+            return found
+
+    def _keep(self, opened: OrderedDict[int, T], shard: int, new: T) -> T:
+        """Keep what was opened, unless another thread was first, and let go of what was not used for longest."""
+        # What is opened is not opened under the lock: another shard may be there while this one is on its way.
+        with self._lock:
+            kept = opened.setdefault(shard, new)
+            if len(opened) > MAPPED_SHARDS:
+                opened.popitem(last=False)
+            return kept
+
+    def _local(self, shard: int) -> Path:
+        """Return where a shard lies on this machine; wait for it where it must be fetched."""
+        entry = self._entries[shard]
+        if self.cache is not None:
+            self._visit(shard)
+            return self.cache.path(entry)
+        assert isinstance(self.directory, Path)
+        return self.directory / entry.file
+
+    def _visit(self, shard: int) -> None:
+        """Let go of the first of those that were used without having been announced, once there are many."""
+        assert self.cache is not None
+        with self._lock:
+            if shard in self._announced:
+                return
+            self._visited[shard] = None
+            if len(self._visited) <= VISITED_SHARDS:
+                return
+            left, _ = self._visited.popitem(last=False)
+            self._maps.pop(left, None)
+        self.cache.let_go(self._entries[left])
+
+    def _load_codec(self) -> ReportCodec:
+        path = self.directory / DICTIONARY
+        try:
+            if sha256_of(path) != self.reports.dictionary_sha256:
+                raise ShardError("the dictionary is not the manifest's", where=path, remedy=_REMEDY)
+            return ReportCodec(read_whole(path, DICTIONARY_LIMIT))
+        except OSError as error:
+            refuse_barred(error, path)
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+
+    def _damaged(self, index: int, what: str) -> ShardError:
+        return ShardError(what, where=f"{self.directory / self.place(index)}", remedy=_REMEDY)
+
+
+def split_fingerprint(manifest: Manifest, split: str) -> str:
+    """Return what tells a split of a packed set from any other."""
+    return f"{manifest.fingerprint}/{split}"
+
+
+def _check_files(tar: Path, entry: ShardEntry) -> None:
+    for path in (tar, index_path(tar)):
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            refuse_barred(error, path)
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+        if path == tar and size != entry.bytes:
+            raise ShardError(f"is {size} bytes long, the manifest says {entry.bytes}", where=path, remedy=_REMEDY)
+
+
+def _mapped(tar: Path, entry: ShardEntry) -> memoryview:
+    try:
+        with tar.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
+        if isinstance(error, OSError):
+            refuse_barred(error, tar)
+        raise ShardError(f"cannot be mapped: {error}", where=tar, remedy=_REMEDY) from error
+    if len(data) != entry.bytes:
+        raise ShardError(f"is {len(data)} bytes long, the manifest says {entry.bytes}", where=tar, remedy=_REMEDY)
+    return data

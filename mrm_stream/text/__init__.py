@@ -1,0 +1,1 @@
+"""Turns a report into token ids: its sections, and the tokenizer."""

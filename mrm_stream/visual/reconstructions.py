@@ -1,0 +1,175 @@
+"""What a trained model makes of some samples: the contents of the paper's Figure 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mrm_stream.config.pretrain import DataConfig
+from mrm_stream.errors import CheckpointError, ConfigError, ShardError
+from mrm_stream.formats.manifest import read_manifest
+from mrm_stream.storage.access import is_folder
+from mrm_stream.storage.paths import AnyPath, parse_path
+from mrm_stream.stream.loader import Draw
+from mrm_stream.stream.opening import open_set
+from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.text.tokenizer import CLS, PAD, load_tokenizer, token_strings
+from mrm_stream.training.trainer import load_run, make_batches
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a report, as it is shown."""
+
+    truth: str
+    restored: str | None
+    """What the model put in its place; None where the word was visible."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether this was a hidden word, not a full stop or a comma, which are restored easily."""
+        return self.restored is not None and any(character.isalnum() for character in self.truth)
+
+
+@dataclass(frozen=True)
+class RestoredSample:
+    """One radiograph and its report: what was hidden, and what became of it."""
+
+    key: str
+    masked_HW: NDArray[np.uint8]
+    """What the encoder saw, at high resolution; hidden patches are mid-grey."""
+    restored_HW: NDArray[np.uint8]
+    """Hidden patches as the model restored them, visible ones as they were."""
+    truth_HW: NDArray[np.uint8]
+    words: list[Word]
+    split: str
+    """The part of the data set that it was drawn from."""
+
+
+def restore_samples(run: Path, shards: AnyPath | None, split: str | None, count: int) -> list[RestoredSample]:
+    """Mask some samples as in training, without augmentation, and restore them with a run's newest checkpoint.
+
+    Args:
+        run: Directory of a run.
+        shards: Packed data set; None: the one that the run was trained on.
+        split: Part of it; None: validate where there is one, else train.
+        count: Samples to take, spread evenly over the split.
+
+    Raises:
+        CheckpointError: The run has no checkpoint, or it does not fit the data set's tokenizer.
+        ConfigError: There is no run here, or it has no image decoder or no report decoder.
+        ShardError: The data set cannot be read, or is no longer where the run found it.
+    """
+    config, checkpoint, model = load_run(run)
+    if not config.method.image_loss_weight or not config.method.report_loss_weight:
+        raise ConfigError("the run restores only one of image and report", where=run, remedy="Take a run of both.")
+    place = shards if shards is not None else parse_path(config.data.shards)
+    if shards is None and not is_folder(place):
+        raise ShardError(
+            "the data set that the run was trained on is not here",
+            where=config.data.shards,
+            remedy="Say where it is now: --shards DIR.",
+        )
+    opened = _open(place, split, config.data)
+    if opened.reports.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
+        raise CheckpointError(
+            f"was trained with another tokenizer than that of {opened.directory}",
+            where=checkpoint.directory,
+            remedy="Pack the set with --tokenizer and the tokenizer.json of the shards that the run was trained on.",
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    batches = make_batches(config, opened, device)
+    indexes = np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int).tolist()
+    draws = [Draw(opened.sample(index), epoch=0) for index in indexes]
+    batch = batches.whole(draws).take()
+    batches.close()
+    restoration = model.restore(batch)
+    assert restoration.image_BCHW is not None
+    assert restoration.token_ids_BL is not None
+    tokenizer = load_tokenizer(opened.tokenizer_file())
+    token_ids_BL, is_masked_BL = batch.token_ids_BL.cpu(), batch.token_is_masked_BL.cpu()
+    restored_ids_BL = restoration.token_ids_BL.cpu()
+    is_word_BL = (token_ids_BL != PAD) & (token_ids_BL != CLS)
+    samples = []
+    for number, draw in enumerate(draws):
+        truth_HW = _to_uint8(batch.image_hr_BCHW[number, 0] * config.data.std + config.data.mean)
+        seen_HW = _upsampled(restoration.is_visible_BN[number].cpu().numpy(), truth_HW.shape[0])
+        restored_HW = _to_uint8(_resized(restoration.image_BCHW[number, 0], truth_HW.shape[0]))
+        samples.append(
+            RestoredSample(
+                key=draw.sample.key,
+                masked_HW=np.where(seen_HW, truth_HW, np.uint8(128)),
+                restored_HW=np.where(seen_HW, truth_HW, restored_HW),
+                truth_HW=truth_HW,
+                words=words_of(
+                    token_strings(tokenizer, token_ids_BL[number][is_word_BL[number]].tolist()),
+                    token_strings(tokenizer, restored_ids_BL[number][is_word_BL[number]].tolist()),
+                    is_masked_BL[number][is_word_BL[number]].tolist(),
+                ),
+                split=opened.split,
+            )
+        )
+    return samples
+
+
+def counted_words(samples: Sequence[RestoredSample]) -> tuple[int, int]:
+    """Return how many hidden words were restored rightly, and how many were hidden; punctuation is no word."""
+    counted = [word for sample in samples for word in sample.words if word.is_counted]
+    return sum(word.restored == word.truth for word in counted), len(counted)
+
+
+def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence[bool]) -> list[Word]:
+    """Join `##` pieces to words; a word of which any piece was hidden counts as restored.
+
+    Args:
+        tokens: The report's tokens.
+        restored: What the model puts at each of their places.
+        is_masked: Whether the token was hidden; what the model puts in the place of a visible one is left aside.
+
+    Example:
+        >>> words_of(["pleural", "effu", "##sion"], ["the", "effu", "##sions"], [False, True, True])
+        [Word(truth='pleural', restored=None), Word(truth='effusion', restored='effusions')]
+    """
+    words: list[list[tuple[str, str, bool]]] = []
+    for piece in zip(tokens, restored, is_masked, strict=True):
+        if piece[0].startswith("##") and words:
+            words[-1].append(piece)
+        else:
+            words.append([piece])
+    return [
+        Word(
+            truth="".join(truth.removeprefix("##") for truth, _, _ in pieces),
+            restored="".join((guess if hidden else truth).removeprefix("##") for truth, guess, hidden in pieces)
+            if any(hidden for _, _, hidden in pieces)
+            else None,
+        )
+        for pieces in words
+    ]
+
+
+def _open(directory: AnyPath, split: str | None, data: DataConfig) -> ShardSet:
+    if split is None:
+        # Only where there are no others: what is damaged must not turn into samples that training knows.
+        split = "validate" if read_manifest(directory).samples("validate") else "train"
+    return open_set(directory, split, data)
+
+
+def _to_uint8(image_HW: torch.Tensor) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = (image_HW.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return array
+
+
+def _resized(image_HW: torch.Tensor, side: int) -> torch.Tensor:
+    # Without super-resolution the restoration has the encoder's resolution.
+    return torch.nn.functional.interpolate(image_HW[None, None].float(), (side, side), mode="bilinear")[0, 0]
+
+
+def _upsampled(is_visible_N: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    grid = round(len(is_visible_N) ** 0.5)
+    return np.kron(is_visible_N.reshape(grid, grid), np.ones((side // grid, side // grid), bool))
