@@ -1,6 +1,6 @@
 """Every setting of a pre-training run: what it means, its default, what it may be.
 
-`load_config` (in `config_file.py`) fills these from YAML and `--set`. A recipe is a set of defaults; each of its lines
+`load_config` (in `file.py`) fills these from YAML and `--set`. A recipe is a set of defaults; each of its lines
 is its own setting too.
 """
 
