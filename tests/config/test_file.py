@@ -8,7 +8,7 @@ from mrm_stream.config.file import dump_config, load_config, portable_settings, 
 from mrm_stream.config.pretrain import Config
 from mrm_stream.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:

@@ -78,5 +78,5 @@ def test_a_recipe_trains_what_it_is_known_for(recipe: str, expected: dict[str, A
 def test_the_published_configuration_is_the_reference_recipe() -> None:
     from pathlib import Path
 
-    settings = flat_settings(load_config(Path(__file__).parents[1] / "configs" / "mrm_vit_b16.yaml"))
+    settings = flat_settings(load_config(Path(__file__).parents[2] / "configs" / "mrm_vit_b16.yaml"))
     assert {name: settings[name] for name in REFERENCE} == REFERENCE

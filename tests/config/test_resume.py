@@ -13,7 +13,7 @@ from mrm_stream.config.file import load_config
 from mrm_stream.config.pretrain import Config
 from mrm_stream.config.resume import ON_RESUME, changes, flat_settings, markdown_table
 
-DOCS = Path(__file__).parents[1] / "docs" / "resuming.md"
+DOCS = Path(__file__).parents[2] / "docs" / "resuming.md"
 SETTINGS = flat_settings(Config())
 
 ANOTHER = {
