@@ -13,7 +13,7 @@ import pytest
 from mrm_stream.distributed.launch import _wait
 from mrm_stream.distributed.launched import error_left
 from mrm_stream.distributed.orphan import ERROR_FILE
-from mrm_stream.errors import ConfigError
+from mrm_stream.errors import ConfigError, TrainingError
 from mrm_stream.training.launch import launch as start
 from tests.training.runs import ENVIRONMENT, STEPS, Run, wait_until
 
@@ -64,6 +64,16 @@ def test_more_ranks_than_gpus_are_refused_before_any_is_started(run: Run, monkey
     with pytest.raises(ConfigError, match=r"--ranks: 3 ranks, but 2 GPU\(s\).*\n  Give --ranks 2"):
         start(run.config, shards=str(run.shards), out=str(run.out), overrides=(), ranks=3)
     assert not run.out.exists()
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_run_that_ends_before_its_last_step_is_no_success_whatever_its_status(
+    run: Run, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Ranks that were asked to stop by somebody else have saved, and end as they should."""
+    monkeypatch.setattr("mrm_stream.distributed.launch._wait", lambda *_: (status, False))
+    with pytest.raises(TrainingError, match=rf"has stopped before its end \(exit status {status}\)"):
+        start(run.config, shards=str(run.shards), out=str(run.out), overrides=(), ranks=1)
 
 
 def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
