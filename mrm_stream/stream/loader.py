@@ -11,11 +11,10 @@ import numpy as np
 
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, TrainingError
 from mrm_stream.records import Sample
-from mrm_stream.stream.joined import JoinedSets
-from mrm_stream.stream.mixture import Mixture
-from mrm_stream.stream.order import EPOCHS, Order, rank_slice
+from mrm_stream.stream.order import EPOCHS, rank_slice
 from mrm_stream.stream.prefetch import STALLED_AFTER_S, Prefetcher
-from mrm_stream.stream.shard_set import DamagedShardError, ShardSet
+from mrm_stream.stream.shard_set import DamagedShardError
+from mrm_stream.stream.source import SampleOrder, SampleSource
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Loader(Iterator[T]):
 
     def __init__(
         self,
-        shards: ShardSet | JoinedSets,
+        shards: SampleSource,
         transform: Callable[[Sequence[Draw]], T],
         *,
         seed: int,
@@ -181,8 +180,8 @@ class _Batches(Generic[T]):
 
     def __init__(
         self,
-        shards: ShardSet | JoinedSets,
-        order: Order | Mixture,
+        shards: SampleSource,
+        order: SampleOrder,
         transform: Callable[[Sequence[Draw]], T],
         batch_size: int,
         rank: int,

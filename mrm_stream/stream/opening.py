@@ -9,9 +9,10 @@ from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream.joined import JoinedSets, joined_fingerprint
 from mrm_stream.stream.shard_set import ShardSet, split_fingerprint
+from mrm_stream.stream.source import SampleSource
 
 
-def open_data(data: DataConfig) -> ShardSet | JoinedSets:
+def open_data(data: DataConfig) -> SampleSource:
     """Return the packed set of a run, or the mixture of several.
 
     Raises:

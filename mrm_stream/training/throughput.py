@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Loader
-from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.stream.source import SampleSource
 from mrm_stream.tasks.pretrain_batches import BatchMaker
 
 
@@ -20,7 +19,7 @@ class Flow:
         shards: Count what is fetched, where there is a cache.
     """
 
-    def __init__(self, loader: Loader[Any], batches: BatchMaker, shards: ShardSet | JoinedSets) -> None:
+    def __init__(self, loader: Loader[Any], batches: BatchMaker, shards: SampleSource) -> None:
         self._loader, self._batches, self._shards = loader, batches, shards
         self._last = self._totals()
 

@@ -25,10 +25,9 @@ from mrm_stream.pretrained.weights import export_encoder, initialise
 from mrm_stream.records import Batch
 from mrm_stream.storage.access import is_there, naming_files
 from mrm_stream.storage.publish import publish_bytes
-from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Loader
 from mrm_stream.stream.opening import open_data
-from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.stream.source import SampleSource
 from mrm_stream.tasks.pretrain_batches import BatchMaker
 from mrm_stream.training.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint, save_checkpoint
 from mrm_stream.training.engine import Engine, batch_sizes
@@ -50,7 +49,7 @@ def make_model(config: Config, vocabulary: int) -> MaskedRecordModel:
     return MaskedRecordModel(config.model, config.method, config.data, vocabulary=vocabulary)
 
 
-def make_batches(config: Config, shards: ShardSet | JoinedSets, device: torch.device) -> BatchMaker:
+def make_batches(config: Config, shards: SampleSource, device: torch.device) -> BatchMaker:
     """Return the transform from a data set's samples to a model's batches.
 
     Raises:

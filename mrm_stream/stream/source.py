@@ -1,0 +1,75 @@
+"""What a loader reads from: one packed set or several joined ones, which it need not tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mrm_stream.formats.manifest import ReportsEntry
+from mrm_stream.records import Sample
+from mrm_stream.storage.paths import AnyPath
+from mrm_stream.stream.cache import CacheCounts
+
+
+class SampleOrder(Protocol):
+    """A pure function from positions to samples; see `Order`, and `Mixture` for several sets."""
+
+    samples: int
+    """Positions of an epoch."""
+
+    def indexes(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the epochs and the sample indexes, each of shape (B,), at B positions."""
+
+    def windows_from(self, position: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield the windows from a position on: the samples that each still gives, and its shards."""
+
+
+class SampleSource(Protocol):
+    """Samples by index, and what a run must know of them."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def directory(self) -> AnyPath:
+        """Where the samples lie, for messages."""
+
+    @property
+    def reports(self) -> ReportsEntry:
+        """The tokenizer and the dictionary of the reports."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these samples from any others: a resumed run must have the same."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether shards are fetched before they are read."""
+
+    @property
+    def wants_notice(self) -> bool:
+        """Whether it is of use to say what will be read next."""
+
+    def order(self, seed: int, window: int) -> SampleOrder:
+        """Return the order in which a run reads the samples."""
+
+    def sample(self, index: int) -> Sample:
+        """Return the sample at an index."""
+
+    def place(self, index: int) -> str:
+        """Return where a sample lies, for people."""
+
+    def expect(self, windows: Sequence[Sequence[int]]) -> None:
+        """Say which shards will be read next, window by window."""
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what the cache has done."""
+
+    def tokenizer_file(self) -> Path:
+        """Return the tokenizer that the token ids are of."""
+
+    def close(self) -> None:
+        """Stop what runs in the background, and let go of what is held."""
