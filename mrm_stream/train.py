@@ -15,6 +15,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 import click
 
 from mrm_stream.config.file import load_config, with_paths
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.orphan import end_with_launcher
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.storage.access import naming_files
@@ -38,7 +39,7 @@ def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str
 
     try:
         with naming_files():
-            settings = with_paths(load_config(config, overrides), shards=shards, out=out)
+            settings = with_paths(load_config(PretrainConfig, config, overrides), shards=shards, out=out)
             runtime = start_runtime()
             set_up_logging(quiet=not runtime.is_first)
             pretrain(settings, runtime)

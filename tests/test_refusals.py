@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from mrm_stream.cli import main
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
@@ -34,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, samples in (("a", 8), ("b", 16)):
         options = PackOptions(short_side=64, vocabulary=200, samples_per_shard=samples)
         pack("mimic", folder / "tree", folder / "sets" / name, options=options)
-    config = load_config(SMOKE, [f"data.shards={folder}/sets/a", f"run.out={folder}/run"])
+    config = load_config(PretrainConfig, SMOKE, [f"data.shards={folder}/sets/a", f"run.out={folder}/run"])
     prepare_run(folder / "run", config, []).close()
     state = {"step": 1, "loader": {"fingerprint": fingerprint_of(config.data)}, "vocabulary": 200}
     save_checkpoint(folder / "run", {"a": torch.zeros(1)}, {"step": torch.ones(1)}, state, keep=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.errors import CheckpointError, ConfigError, MrmStreamError, ShardError
 from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.formats.options import PackOptions
@@ -41,7 +42,7 @@ def test_yaml_with_a_key_twice_is_refused_with_both_lines(tmp_path: Path, text: 
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as told:
-        load_config(path)
+        load_config(PretrainConfig, path)
     assert str(told.value).startswith(f"{path}: {said}\n")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
+from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.records import Batch
 
@@ -40,7 +40,7 @@ def make_model() -> Callable[..., MaskedRecordModel]:
             report_decoder=report,
         )
         torch.manual_seed(seed)
-        data = DataConfig(hr_size=64, lr_size=32, report_length=10)
+        data = PretrainDataConfig(hr_size=64, lr_size=32, report_length=10)
         return MaskedRecordModel(sizes, MethodConfig(**method), data, vocabulary=VOCABULARY).eval()
 
     return make

@@ -23,7 +23,7 @@ import torch
 from mrm_stream.bench.data_result import DALI, OURS, Run
 from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW, tar_names
 from mrm_stream.bench.machine import cpu_seconds, peak_bytes
-from mrm_stream.config.pretrain import DataConfig, MethodConfig
+from mrm_stream.config.pretrain import MethodConfig, PretrainDataConfig
 from mrm_stream.stream.loader import Loader
 from mrm_stream.stream.shard_set import ShardSet
 from mrm_stream.tasks.pretrain_batches import BatchMaker
@@ -71,7 +71,7 @@ def run_pairs(name: str, directory: Path, count: int, batch: int, threads: int) 
 def batch_maker(shards: ShardSet, threads: int, backend: Literal["turbojpeg", "dali"] = "turbojpeg") -> BatchMaker:
     """Return what makes a run's batches, with the default settings."""
     return BatchMaker(
-        DataConfig(threads=threads, backend=backend),
+        PretrainDataConfig(threads=threads, backend=backend),
         MethodConfig(),
         patches=PATCHES,
         tokenizer=shards.tokenizer_file(),
@@ -119,7 +119,7 @@ class _ReferenceTransforms:
         from torchvision import transforms
 
         self._mode = "RGB" if channels == 3 else "L"
-        data = DataConfig()
+        data = PretrainDataConfig()
         bicubic = transforms.InterpolationMode.BICUBIC
         self._crop = transforms.Compose(
             [

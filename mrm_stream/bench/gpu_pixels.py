@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mrm_stream.bench.gpu_setting import Found, Setting, SkippedError
 from mrm_stream.config.file import load_config
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.decode.crops import random_crops
 from mrm_stream.decode.dali import DaliDecoder
 from mrm_stream.decode.decoder import make_decoder
@@ -63,7 +63,7 @@ def check_decoders(setting: Setting) -> Found:
     shards = ShardSet.open(setting.shards, "train")
     jpegs = [bytes(shards.sample(index).jpeg) for index in range(min(len(shards), 256))]
     crops = random_crops(jpeg_sizes(jpegs), 0, np.arange(len(jpegs)), seed=1)
-    size = load_config(None, setting.settings()).data.hr_size
+    size = load_config(PretrainConfig, None, setting.settings()).data.hr_size
     images = []
     for backend in BACKENDS:
         decoder = make_decoder(backend, size=size, threads=setting.threads, device=setting.device)
@@ -146,7 +146,7 @@ def _dali_rate(setting: Setting, engine_load: float, batch: int) -> float:
 
 
 @contextmanager
-def loading(config: Config, setting: Setting) -> Iterator[tuple[Loader[Handover[Batch]], BatchMaker]]:
+def loading(config: PretrainConfig, setting: Setting) -> Iterator[tuple[Loader[Handover[Batch]], BatchMaker]]:
     """Yield the loader of a run on the packed set, and what makes its batches."""
     shards = ShardSet.open(setting.shards, "train")
     maker = make_batches(config, shards, setting.device)
@@ -155,7 +155,7 @@ def loading(config: Config, setting: Setting) -> Iterator[tuple[Loader[Handover[
     maker.close()
 
 
-def _loader(config: Config, shards: ShardSet, maker: BatchMaker) -> Loader[Handover[Batch]]:
+def _loader(config: PretrainConfig, shards: ShardSet, maker: BatchMaker) -> Loader[Handover[Batch]]:
     return Loader(
         shards,
         maker,
@@ -167,9 +167,9 @@ def _loader(config: Config, shards: ShardSet, maker: BatchMaker) -> Loader[Hando
     )
 
 
-def _config(setting: Setting, backend: Backend, batch: int) -> Config:
+def _config(setting: Setting, backend: Backend, batch: int) -> PretrainConfig:
     more = f"data.backend={backend}", f"optim.batch_size={batch}", "data.prefetch=4", "optim.warmup_epochs=0"
-    return load_config(None, setting.settings(*more))
+    return load_config(PretrainConfig, None, setting.settings(*more))
 
 
 def _late_readings(

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mrm_stream.bench.gpu_pixels import loading
 from mrm_stream.bench.gpu_setting import Found, Setting
 from mrm_stream.config.file import load_config
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.decode.pair import make_lr_hr_pair
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.ranks import Ranks
@@ -32,7 +32,7 @@ _PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 
 def check_losses(setting: Setting) -> Found:
     """Compare losses and gradients of one batch with the CPU's in float32."""
     torch.backends.cudnn.allow_tf32 = False  # The patches' convolution would be rounded to 10 bits.
-    config = load_config(None, setting.settings())
+    config = load_config(PretrainConfig, None, setting.settings())
     model = make_model(config, setting.vocabulary).eval()
     cpu, device = torch.device("cpu"), setting.device
     batch = made_up_batch(config, setting.vocabulary, 4, seed=0, device=cpu)
@@ -53,7 +53,7 @@ def check_zero(setting: Setting) -> Found:
     found, first = Found(), None
     for stage in range(4):
         more = "optim.batch_size=8", "optim.micro_batch_size=4", f"engine.zero_stage={stage}", _NO_DROPOUT
-        config = load_config(None, tiny.settings(*more))
+        config = load_config(PretrainConfig, None, tiny.settings(*more))
         batches = [made_up_batch(config, tiny.vocabulary, 8, seed=step, device=runtime.device) for step in range(6)]
         engine = Engine(make_model(config, tiny.vocabulary), config, runtime)
         losses = _train(engine, batches[:3])
@@ -78,7 +78,7 @@ def check_compile(setting: Setting) -> Found:
     found, losses = Found({"batch": count}), {}
     for name in ("eager", "compiled"):
         more = f"optim.batch_size={count}", f"engine.compile={str(name == 'compiled').lower()}", _NO_DROPOUT
-        config = load_config(None, setting.settings(*more))
+        config = load_config(PretrainConfig, None, setting.settings(*more))
         batch = made_up_batch(config, setting.vocabulary, count, seed=0, device=runtime.device)
         engine = Engine(make_model(config, setting.vocabulary), config, runtime)
         started = time.perf_counter()
@@ -94,7 +94,7 @@ def check_compile(setting: Setting) -> Found:
 def check_training(setting: Setting) -> Found:
     """Time the step on a batch that lies on the device, and then a whole run's loop with its data."""
     count, steps = (8, 2) if setting.tiny else (256, 10)
-    config = load_config(None, setting.settings(f"optim.batch_size={count}", "data.prefetch=4"))
+    config = load_config(PretrainConfig, None, setting.settings(f"optim.batch_size={count}", "data.prefetch=4"))
     runtime = _connected()
     flops = flops_a_sample(config, setting.vocabulary)
     found = Found({"batch": count, "gflop_a_sample": flops / 1e9})
@@ -117,7 +117,7 @@ def check_training(setting: Setting) -> Found:
     return found
 
 
-def made_up_batch(config: Config, vocabulary: int, count: int, *, seed: int, device: torch.device) -> Batch:
+def made_up_batch(config: PretrainConfig, vocabulary: int, count: int, *, seed: int, device: torch.device) -> Batch:
     """Return a batch of smooth noise and random words, the same on every machine."""
     draws = torch.Generator().manual_seed(seed)
     hr_size, length = config.data.hr_size, config.data.report_length
@@ -136,7 +136,7 @@ def made_up_batch(config: Config, vocabulary: int, count: int, *, seed: int, dev
     return Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
-def flops_a_sample(config: Config, vocabulary: int) -> float:
+def flops_a_sample(config: PretrainConfig, vocabulary: int) -> float:
     """Return the operations of a forward and backward pass of one sample, as torch counts them."""
     with torch.device("meta"):
         model = make_model(config, vocabulary)
@@ -146,7 +146,7 @@ def flops_a_sample(config: Config, vocabulary: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _with_data(found: Found, config: Config, setting: Setting, engine: Engine, steps: int) -> None:
+def _with_data(found: Found, config: PretrainConfig, setting: Setting, engine: Engine, steps: int) -> None:
     with loading(config, setting) as (loader, _):
         for step in range(3):
             engine.step(next(loader).take(), step=step, learning_rate=1e-5)["loss"].item()

@@ -1,4 +1,4 @@
-"""YAML and `--set a.b=c` to a `Config`, and back: strict, and helpful about what it refuses."""
+"""YAML and `--set a.b=c` to a task's settings, and back: strict, and helpful about what it refuses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from mrm_stream.config.pretrain import RECIPES, Config
+from mrm_stream.config.base import TrainConfig
 from mrm_stream.errors import ConfigError
 from mrm_stream.storage.access import storage_error
 from mrm_stream.strict import DuplicateKeyError, parse_yaml
 
 T = TypeVar("T")
+C = TypeVar("C", bound=TrainConfig)
 
 _NAME = re.compile(r"[\w.+-]{1,40}")
 """Text that a message may repeat: a name or a number. A report that is given as a configuration must not be."""
@@ -49,10 +50,11 @@ class _Origins:
         return f"{where} and --set" if others and not where.startswith("--set") else where
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(kind: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
     """Return the settings of a YAML file, over the defaults of its recipe, under the overrides.
 
     Args:
+        kind: The task's settings: `PretrainConfig`, say.
         path: YAML file; None stands for an empty one.
         overrides: `section.key=value` each, the value written as in YAML; of two for one setting, the last counts. One
             for a whole section changes those of its settings that it names.
@@ -61,43 +63,51 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: The file cannot be read, a key is unknown (the nearest known one is named), a value is of the
             wrong type or out of range. Whether it stands in the file or in an override is said.
     """
+    default = kind()
     given = _read_yaml(path) if path is not None else {}
-    overridden = tuple(_apply_override(given, override) for override in overrides)
+    overridden = tuple(_apply_override(given, override, default) for override in overrides)
     origins = _Origins(str(path) if path is not None else "--set", overridden)
-    recipe = given.get("recipe", "reference")
-    if not isinstance(recipe, str) or recipe not in RECIPES:
+    return _replaced(default, _merged(_recipe(default, given, origins), given, default), origins, "")
+
+
+def _recipe(default: TrainConfig, given: Mapping[str, Any], origins: _Origins) -> Mapping[str, Any]:
+    """Return the defaults that the chosen recipe stands for; none where the task has no recipes."""
+    if not default.recipes:
+        return {}
+    recipe = given.get("recipe", getattr(default, "recipe", None))
+    if not isinstance(recipe, str) or recipe not in default.recipes:
         raise ConfigError(
             f"unknown recipe {_shown(recipe)}",
             where=origins.of("recipe"),
-            remedy=f"Choose one of: {', '.join(RECIPES)}.",
+            remedy=f"Choose one of: {', '.join(default.recipes)}.",
         )
-    return _replaced(Config(), _merged(RECIPES[recipe], given, Config()), origins, "")
+    return default.recipes[recipe]
 
 
-def with_paths(config: Config, *, shards: str | None, out: str | None) -> Config:
+def with_paths(config: C, *, shards: str | None, out: str | None) -> C:
     """Return the settings with these directories in place of data.shards and run.out, where they are given."""
     data = config.data if shards is None else dataclasses.replace(config.data, shards=shards)
     run = config.run if out is None else dataclasses.replace(config.run, out=out)
     return dataclasses.replace(config, data=data, run=run)
 
 
-def with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(config: C) -> C:
     """Return the settings with all directories and files as absolute paths, where they are set; URLs stay."""
     return _with_each_path(config, lambda place: str(Path(place).absolute()) if place and "://" not in place else place)
 
 
-def portable_settings(config: Config) -> str:
+def portable_settings(config: TrainConfig) -> str:
     """Return the settings as YAML without directories and files, which mean nothing on another machine."""
     return dump_config(_with_each_path(config, lambda _: ""))
 
 
-def dump_config(config: Config) -> str:
-    """Return the settings as YAML, every one of them, that `load_config` reads back to an equal `Config`."""
+def dump_config(config: TrainConfig) -> str:
+    """Return the settings as YAML, every one of them, that `load_config` reads back to equal ones."""
     text: str = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return text
 
 
-def _with_each_path(config: Config, change: Callable[[str], str]) -> Config:
+def _with_each_path(config: C, change: Callable[[str], str]) -> C:
     run = dataclasses.replace(config.run, out=change(config.run.out), init=change(config.run.init))
     mixture = {change(place): share for place, share in config.data.mixture.items()}
     data = dataclasses.replace(
@@ -153,7 +163,7 @@ def _shown(value: Any) -> str:
     return "a text" if isinstance(value, str) and not _NAME.fullmatch(value) else repr(value)
 
 
-def _apply_override(given: dict[str, Any], override: str) -> str:
+def _apply_override(given: dict[str, Any], override: str, default: Any) -> str:
     """Change one setting, or those of a section that are named; return the name of what was changed."""
     name, equals, text = override.partition("=")
     if not equals or not name:
@@ -166,7 +176,6 @@ def _apply_override(given: dict[str, Any], override: str) -> str:
         raise ConfigError("the value is not YAML", where=f"--set {override}") from None
     *sections, key = name.split(".")
     target: dict[str, Any] = given
-    default: Any = Config()
     for section in sections:
         inner, default = target.get(section, {}), getattr(default, section, None)
         if not isinstance(inner, Mapping):

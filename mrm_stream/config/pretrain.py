@@ -1,17 +1,16 @@
-"""Every setting of a pre-training run: what it means, its default, what it may be.
+"""The settings of pre-training alone: what is cut from a sample, the model, what is masked and compared.
 
-`load_config` (in `file.py`) fills these from YAML and `--set`. A recipe is a set of defaults; each of its lines
-is its own setting too.
+A recipe is a set of defaults; each of its lines is its own setting too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from mrm_stream.errors import ConfigError
-from mrm_stream.storage.paths import local_fault
+from mrm_stream.config.base import LARGEST_SIDE, DataConfig, TrainConfig, require
+from mrm_stream.config.on_resume import SHARED, OnResume, refused
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # Zhou et al.'s code; the dataclasses' own defaults.
@@ -24,50 +23,20 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-LARGEST_SIDE = 1 << 14
-"""Pixels of an image, as packed; and width of a network: no machine has memory for more."""
-
-
-def _require(condition: bool, setting: str, what: str, remedy: str | None = None) -> None:
-    if not condition:
-        raise ConfigError(what, where=setting, remedy=remedy)
-
-
-def _require_range(setting: str, value: float, low: float, high: float) -> None:
-    _require(low <= value <= high, setting, f"must be between {low:,} and {high:,}")
-
-
-def _require_local(setting: str, path: str) -> None:
-    fault = local_fault(path)
-    _require(fault is None, setting, f"{fault}: {path}", "Give a folder or file of this machine, written in full.")
-
-
-def _require_grey(setting: str, value: float, *, is_positive: bool) -> None:
+def require_grey(setting: str, value: float, *, is_positive: bool) -> None:
     """Both ends of [0, 1] are given in grey levels by many another program."""
     levels = next((levels for levels in (255, 65_535) if 1 < value <= levels), None)
     remedy = None if levels is None else f"{value:g} of {levels} is {value / levels:.4g}."
     what = "is of grey values in [0, 1]"
-    _require(0 <= value <= 1 and not (is_positive and value == 0), setting, what, remedy)
+    require(0 <= value <= 1 and not (is_positive and value == 0), setting, what, remedy)
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which samples, and what is cut from them."""
+class PretrainDataConfig(DataConfig):
+    """Also what is cut from each radiograph and its report."""
 
-    shards: str = ""
-    """Directory or URL of a packed data set (`mrm-stream shard`)."""
-    mixture: Mapping[str, float] = field(default_factory=dict)
-    """Further packed sets with the same tokenizer, each with its share of the samples; that of `shards` is 1."""
-    cache: str = ""
-    """Local folder in which shards are kept that lie elsewhere: at a URL (needed then), or on a slow shared file system
-    (which is then read in whole shards, in order, never sample by sample). The ranks of a machine share it."""
-    cache_gb: float = 100.0
-    """Gigabytes of one set that may lie in the cache; three windows of shards need to find room. What is left there of
-    other sets, or of other versions of one, is not counted: remove it by hand."""
-    split: Literal["train", "validate", "test"] = "train"
-    """The part of the data set to train on."""
     hr_size: int = 448
-    """Side of the crop and of what the image decoder restores, in pixels."""
+    """Side of the crop and of what the image decoder reconstructs, in pixels."""
     lr_size: int = 224
     """Side of the encoder's input, in pixels; must divide hr_size."""
     antialias: bool = False
@@ -84,42 +53,26 @@ class DataConfig:
     """Grey values are divided by this after the mean is subtracted."""
     report_length: int = 100
     """Tokens of a report that are used, the leading [CLS] included."""
-    window: int = 16
-    """Shards that one stretch of an epoch is shuffled over: more mixes better, fewer touch less disk at once."""
-    backend: Literal["auto", "dali", "turbojpeg"] = "auto"
-    """What decodes: DALI (GPU or CPU), or libjpeg-turbo on the CPU. auto: DALI with a GPU, else libjpeg-turbo."""
-    threads: int = 2
-    """CPU threads that decode, a rank."""
-    prefetch: int = 2
-    """Batches decoded ahead of the step that trains on them."""
-    max_bad_samples: int = 100
-    """A run that has replaced more damaged samples than this, over all ranks, ends with an error."""
 
     def __post_init__(self) -> None:
         """Check each range."""
-        _require_local("data.cache", self.cache)
-        _require(self.lr_size >= 1, "data.lr_size", "must be at least 1")
-        _require(self.hr_size <= LARGEST_SIDE, "data.hr_size", f"must be at most {LARGEST_SIDE:,} pixels")
-        _require(
+        super().__post_init__()
+        require(self.lr_size >= 1, "data.lr_size", "must be at least 1")
+        require(self.hr_size <= LARGEST_SIDE, "data.hr_size", f"must be at most {LARGEST_SIDE:,} pixels")
+        require(
             self.hr_size >= self.lr_size and self.hr_size % self.lr_size == 0,
             "data.hr_size",
             f"must be a multiple of lr_size ({self.lr_size})",
         )
         low, high = self.crop_area
         # Of less, a crop may round to no pixel at all, and the largest is taken in its place.
-        _require(0.001 <= low <= high <= 1, "data.crop_area", "must be two numbers in [0.001, 1], the smaller first")
+        require(0.001 <= low <= high <= 1, "data.crop_area", "must be two numbers in [0.001, 1], the smaller first")
         low, high = self.crop_ratio
-        _require(0.1 <= low <= high <= 10, "data.crop_ratio", "must be two numbers in [0.1, 10], the smaller first")
-        _require(0 <= self.flip <= 1, "data.flip", "is a chance: 0 to 1")
-        _require_grey("data.mean", self.mean, is_positive=False)
-        _require_grey("data.std", self.std, is_positive=True)
-        _require(self.report_length >= 3, "data.report_length", "must be at least 3")
-        _require(self.window >= 1, "data.window", "must be at least 1")
-        for name in ("threads", "prefetch"):
-            _require_range(f"data.{name}", getattr(self, name), 1, 1024)
-        _require(all(share > 0 for share in self.mixture.values()), "data.mixture", "shares must be positive")
-        _require(0 < self.cache_gb <= 1e9, "data.cache_gb", "must be positive, and at most 1e9")
-        _require(self.max_bad_samples >= 0, "data.max_bad_samples", "must not be negative")
+        require(0.1 <= low <= high <= 10, "data.crop_ratio", "must be two numbers in [0.1, 10], the smaller first")
+        require(0 <= self.flip <= 1, "data.flip", "is a chance: 0 to 1")
+        require_grey("data.mean", self.mean, is_positive=False)
+        require_grey("data.std", self.std, is_positive=True)
+        require(self.report_length >= 3, "data.report_length", "must be at least 3")
 
 
 @dataclass(frozen=True)
@@ -133,10 +86,10 @@ class ViTConfig:
     def __post_init__(self) -> None:
         """Check that the heads share the width."""
         # Which of the two stacks it is, the file's reader knows.
-        _require(min(self.width, self.depth, self.heads) >= 1, "", "width, depth and heads must be at least 1")
-        _require(self.width % self.heads == 0, "", f"heads ({self.heads}) must divide the width ({self.width})")
+        require(min(self.width, self.depth, self.heads) >= 1, "", "width, depth and heads must be at least 1")
+        require(self.width % self.heads == 0, "", f"heads ({self.heads}) must divide the width ({self.width})")
         is_sane = self.width <= LARGEST_SIDE and self.depth <= 1000
-        _require(is_sane, "", f"width must be at most {LARGEST_SIDE:,}, and depth 1,000")
+        require(is_sane, "", f"width must be at most {LARGEST_SIDE:,}, and depth 1,000")
 
 
 @dataclass(frozen=True)
@@ -154,12 +107,12 @@ class ReportDecoderConfig:
     def __post_init__(self) -> None:
         """Check that the heads share the width."""
         name = "model.report_decoder"
-        _require(min(self.width, self.depth, self.heads, self.feed_forward) >= 1, name, "sizes must be at least 1")
-        _require(self.width % self.heads == 0, name, f"heads ({self.heads}) must divide the width ({self.width})")
+        require(min(self.width, self.depth, self.heads, self.feed_forward) >= 1, name, "sizes must be at least 1")
+        require(self.width % self.heads == 0, name, f"heads ({self.heads}) must divide the width ({self.width})")
         is_sane = max(self.width, self.feed_forward / 4, self.positions) <= LARGEST_SIDE and self.depth <= 1000
         what = f"width and positions must be at most {LARGEST_SIDE:,}, feed_forward four times that, depth 1,000"
-        _require(is_sane, name, what)
-        _require(0 <= self.dropout < 1, f"{name}.dropout", "must be in [0, 1)")
+        require(is_sane, name, what)
+        require(0 <= self.dropout < 1, f"{name}.dropout", "must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -177,9 +130,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what the fixed 2-D sine-cosine positions need."""
-        _require(self.patch >= 1, "model.patch", "must be at least 1")
+        require(self.patch >= 1, "model.patch", "must be at least 1")
         for name in ("image_encoder", "image_decoder"):
-            _require(getattr(self, name).width % 4 == 0, f"model.{name}.width", "must be a multiple of 4")
+            require(getattr(self, name).width % 4 == 0, f"model.{name}.width", "must be a multiple of 4")
 
 
 @dataclass(frozen=True)
@@ -211,117 +164,75 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         """Check each range."""
-        _require(0 <= self.mask_ratio < 1, "method.mask_ratio", "must be in [0, 1)")
-        _require(0 <= self.report_mask_ratio < 1, "method.report_mask_ratio", "must be in [0, 1)")
+        require(0 <= self.mask_ratio < 1, "method.mask_ratio", "must be in [0, 1)")
+        require(0 <= self.report_mask_ratio < 1, "method.report_mask_ratio", "must be in [0, 1)")
         weights = self.image_loss_weight, self.report_loss_weight
-        _require(min(weights) >= 0 < max(weights), "method.image_loss_weight", "weights must be >= 0, not both 0")
+        require(min(weights) >= 0 < max(weights), "method.image_loss_weight", "weights must be >= 0, not both 0")
+
+
+_SEEN = refused("what the model sees of a sample")
+_SIZES = refused("the weights of a checkpoint have these sizes")
+_LOSS = refused("what is learned")
+ON_RESUME: Mapping[str, OnResume] = {
+    **SHARED,
+    "recipe": OnResume("may change", "names defaults only: each of its settings is compared by itself"),
+    "data.hr_size": _SEEN,
+    "data.lr_size": _SEEN,
+    "data.antialias": _SEEN,
+    "data.crop_area": _SEEN,
+    "data.crop_ratio": _SEEN,
+    "data.flip": _SEEN,
+    "data.mean": _SEEN,
+    "data.std": _SEEN,
+    "data.report_length": _SEEN,
+    "model.patch": _SIZES,
+    "model.image_encoder.width": _SIZES,
+    "model.image_encoder.depth": _SIZES,
+    "model.image_encoder.heads": _SIZES,
+    "model.image_decoder.width": _SIZES,
+    "model.image_decoder.depth": _SIZES,
+    "model.image_decoder.heads": _SIZES,
+    "model.report_decoder.width": _SIZES,
+    "model.report_decoder.depth": _SIZES,
+    "model.report_decoder.heads": _SIZES,
+    "model.report_decoder.feed_forward": _SIZES,
+    "model.report_decoder.dropout": _LOSS,
+    "model.report_decoder.positions": _SIZES,
+    "model.positions": refused("the model was trained with these"),
+    "method.mask_ratio": _LOSS,
+    "method.report_mask_ratio": _LOSS,
+    "method.token_masking": _LOSS,
+    "method.pixel_target": _LOSS,
+    "method.report_loss_over": _LOSS,
+    "method.image_loss_weight": _LOSS,
+    "method.report_loss_weight": _LOSS,
+    "method.pooling": _LOSS,
+    "method.super_resolution": _LOSS,
+    "method.hybrid_features": _LOSS,
+}
+"""The rule of every setting, for a run that is resumed."""
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, its schedule, and how many samples a step takes."""
+class PretrainConfig(TrainConfig):
+    """Pre-training by masked record modelling."""
 
-    batch_size: int = 256
-    """Samples of one optimizer step, over all ranks."""
-    micro_batch_size: int | None = None
-    """Samples of one forward pass on one rank; None: all of the rank's share at once."""
-    epochs: float = 200
-    warmup_epochs: float = 40
-    """Linear rise of the learning rate; a cosine to `min_lr` follows."""
-    base_lr: float = 1.5e-4
-    """Learning rate for 256 samples a step: the rate used is base_lr * batch_size / 256."""
-    min_lr: float = 0.0
-    weight_decay: float = 0.05
-    """Not applied to biases and norms."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    gradient_clip: float = 0.0
-    """Largest norm of the gradient; 0: not clipped, as in the reference code."""
-
-    def __post_init__(self) -> None:
-        """Check each range."""
-        _require_range("optim.batch_size", self.batch_size, 1, 1 << 24)
-        micro = self.micro_batch_size
-        _require(micro is None or micro >= 1, "optim.micro_batch_size", "must be at least 1")
-        _require(0 < self.epochs <= 1e6, "optim.epochs", "must be positive, and at most a million")
-        _require(0 <= self.warmup_epochs <= self.epochs, "optim.warmup_epochs", "must be between 0 and epochs")
-        _require(self.base_lr > 0 and self.min_lr >= 0, "optim.base_lr", "must be positive, min_lr not negative")
-        peak = self.base_lr * self.batch_size / 256
-        _require(self.min_lr <= peak, "optim.min_lr", f"is above the rate that it is to fall from ({peak:.3g})")
-        _require(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "must be in [0, 1)")
-        _require(self.weight_decay >= 0, "optim.weight_decay", "must not be negative")
-        _require(self.gradient_clip >= 0, "optim.gradient_clip", "must not be negative")
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How DeepSpeed runs the training."""
-
-    zero_stage: int = 1
-    """What is split over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the matrix products; weights, gradients and moments are float32 under both."""
-    communication: Literal["fp32", "bf16"] = "fp32"
-    """bf16 rounds the gradients of linear layers (at stage 3 their weights, too) on their way between ranks: half the
-    traffic."""
-    compile: bool = False
-    """Compile the transformer blocks (torch.compile)."""
-
-    def __post_init__(self) -> None:
-        """Check the stage."""
-        _require(self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", "must be 0, 1, 2 or 3")
-        rounded_only_on_the_way = self.precision == "fp32" and self.communication == "bf16"
-        _require(not rounded_only_on_the_way, "engine.communication", "must be fp32 where engine.precision is")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Where the run writes, and how often."""
-
-    out: str = ""
-    """Directory of the run; a run that is found there is continued."""
-    init: str = ""
-    """Start from these weights: an MAE, timm or MRM checkpoint, or an encoder exported here. The report decoder of an
-    MRM checkpoint knows the words of its own tokenizer only: pack the shards with that one."""
-    log_every: int = 10
-    """Steps between two lines of the log."""
-    save_every: int = 1000
-    """Steps between two checkpoints; one is always saved at the end."""
-    keep: int = 2
-    """Checkpoints kept; older ones are removed."""
-    connect_s: float = 600.0
-    """Seconds that a rank waits for the others to come, before it gives up."""
-
-    def __post_init__(self) -> None:
-        """Check each range."""
-        _require_local("run.out", self.out)
-        _require_local("run.init", self.init)
-        _require(self.connect_s > 0, "run.connect_s", "must be positive")
-        for name in ("log_every", "save_every", "keep"):
-            _require(getattr(self, name) >= 1, f"run.{name}", "must be at least 1")
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole run."""
-
+    data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
     recipe: Literal["reference", "paper"] = "reference"
     """Whose defaults: the reference code's or the paper's, where the two differ."""
-    seed: int = 0
-    """Of every random draw: order, crops, masks, initial weights, dropout."""
-    data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+
+    recipes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = RECIPES
+    on_resume: ClassVar[Mapping[str, OnResume]] = ON_RESUME
 
     def __post_init__(self) -> None:
         """Check what holds between sections."""
-        _require(0 <= self.seed < 2**63, "seed", "must be between 0 and 2**63 - 1")
-        _require(
+        super().__post_init__()
+        require(
             self.data.lr_size % self.model.patch == 0, "model.patch", f"must divide data.lr_size ({self.data.lr_size})"
         )
-        _require(
+        require(
             self.data.report_length <= self.model.report_decoder.positions,
             "data.report_length",
             f"is over model.report_decoder.positions ({self.model.report_decoder.positions})",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig
+from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataConfig
 from mrm_stream.errors import ConfigError
 from mrm_stream.model.image_decoder import ImageDecoder
 from mrm_stream.model.image_encoder import ImageEncoder
@@ -52,7 +52,7 @@ class MaskedRecordModel(nn.Module):
         ConfigError: The settings do not fit each other.
     """
 
-    def __init__(self, model: ModelConfig, method: MethodConfig, data: DataConfig, *, vocabulary: int) -> None:
+    def __init__(self, model: ModelConfig, method: MethodConfig, data: PretrainDataConfig, *, vocabulary: int) -> None:
         super().__init__()
         self.sizes, self.method, self.data = model, method, data
         grid = data.lr_size // model.patch
@@ -170,7 +170,7 @@ class MaskedRecordModel(nn.Module):
         return Restoration(image_BCHW, is_visible_BN, token_ids_BL)
 
 
-def _check(model: ModelConfig, method: MethodConfig, data: DataConfig, grid: int) -> None:
+def _check(model: ModelConfig, method: MethodConfig, data: PretrainDataConfig, grid: int) -> None:
     if grid * model.patch != data.lr_size or grid == 0:
         raise ConfigError(f"patches of {model.patch} do not fill {data.lr_size} pixels", where="model.patch")
     if visible_count(grid**2, method.mask_ratio) == 0:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mrm_stream.config.pretrain import DataConfig
+from mrm_stream.config.pretrain import PretrainDataConfig
 from mrm_stream.errors import ShardError
 from mrm_stream.formats.manifest import Manifest, read_manifest
 from mrm_stream.formats.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path, read_index
@@ -33,7 +33,7 @@ from mrm_stream.storage.publish import sha256_of
 from mrm_stream.storage.retries import retrying
 from mrm_stream.strict import parse_json
 
-TRAINED_TOKENS = DataConfig().report_length - 1
+TRAINED_TOKENS = PretrainDataConfig().report_length - 1
 """Tokens of a report that training takes unless told otherwise; [CLS] before them takes the place of one more."""
 UNKNOWN = "(not known)"
 """Stands for an empty view."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mrm_stream.config.pretrain import DataConfig
+from mrm_stream.config.base import DataConfig
 from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream.joined import JoinedSets, joined_fingerprint

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrm_stream.config.pretrain import DataConfig, MethodConfig
+from mrm_stream.config.pretrain import MethodConfig, PretrainDataConfig
 from mrm_stream.decode.crops import Crops, central_crops, random_crops
 from mrm_stream.decode.decoder import make_decoder
 from mrm_stream.decode.device import DeviceSide, Handover
@@ -36,7 +36,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        data: DataConfig,
+        data: PretrainDataConfig,
         method: MethodConfig,
         *,
         patches: int,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.config.pretrain import Config, EngineConfig, OptimConfig
+from mrm_stream.config.base import EngineConfig, OptimConfig
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.errors import CheckpointError, ConfigError
 from mrm_stream.randomness import Purpose, words
@@ -94,7 +95,7 @@ class Engine:
     Every method is collective, but for `load_moments`: all ranks must call it.
     """
 
-    def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
+    def __init__(self, model: nn.Module, config: PretrainConfig, runtime: Runtime) -> None:
         """Distribute the model, whose weights must be the same on every rank; the ranks are connected already.
 
         Raises:

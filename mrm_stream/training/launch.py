@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mrm_stream.config.file import load_config, with_paths
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.launch import gpus, run_on_ranks
 from mrm_stream.distributed.torchrun import REMEDY
 from mrm_stream.errors import ConfigError, TrainingError
@@ -38,7 +38,7 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
         ShardError: There is no such data set, or its tokenizer is another.
         TrainingError: The run ended early: what a rank said, or that it was asked to stop.
     """
-    settings = with_paths(load_config(config, overrides), shards=shards, out=out)
+    settings = with_paths(load_config(PretrainConfig, config, overrides), shards=shards, out=out)
     count = ranks or max(1, gpus())
     _check(settings, count)
     arguments = ["--config", str(config), "--shards", settings.data.shards, "--out", settings.run.out]
@@ -58,7 +58,7 @@ def launch(config: Path, *, shards: str | None, out: str | None, overrides: Sequ
     return Path(settings.run.out)
 
 
-def _check(settings: Config, ranks: int) -> None:
+def _check(settings: PretrainConfig, ranks: int) -> None:
     """Refuse now what the ranks would refuse half a minute later."""
     import torch
 

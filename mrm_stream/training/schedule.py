@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mrm_stream.config.pretrain import OptimConfig
+from mrm_stream.config.base import OptimConfig
 
 
 def learning_rate(epoch: float, optim: OptimConfig) -> float:

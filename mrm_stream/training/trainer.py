@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mrm_stream.config.file import load_config, portable_settings
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.decode.device import Handover
 from mrm_stream.distributed.launched import telling_launcher
 from mrm_stream.distributed.ranks import Ranks
@@ -43,13 +43,13 @@ _SHOWN = {"image_loss": "image", "report_loss": "report", "report_loss_masked": 
 log = logging.getLogger(__name__)
 
 
-def make_model(config: Config, vocabulary: int) -> MaskedRecordModel:
+def make_model(config: PretrainConfig, vocabulary: int) -> MaskedRecordModel:
     """Return a freshly initialised model for a tokenizer of so many entries; the same weights for the same seed."""
     torch.manual_seed(config.seed)
     return MaskedRecordModel(config.model, config.method, config.data, vocabulary=vocabulary)
 
 
-def make_batches(config: Config, shards: SampleSource, device: torch.device) -> BatchMaker:
+def make_batches(config: PretrainConfig, shards: SampleSource, device: torch.device) -> BatchMaker:
     """Return the transform from a data set's samples to a model's batches.
 
     Raises:
@@ -87,7 +87,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -
     model.load_state_dict(weights)
 
 
-def load_run(run: Path) -> tuple[Config, Checkpoint, MaskedRecordModel]:
+def load_run(run: Path) -> tuple[PretrainConfig, Checkpoint, MaskedRecordModel]:
     """Return a run's settings, its newest whole checkpoint, and the model with its weights, on the CPU.
 
     Raises:
@@ -96,7 +96,7 @@ def load_run(run: Path) -> tuple[Config, Checkpoint, MaskedRecordModel]:
     """
     if not is_there(run / CONFIG):
         raise ConfigError("there is no run here", where=run, remedy="Give the directory that a run was told as --out.")
-    config = load_config(run / CONFIG)
+    config = load_config(PretrainConfig, run / CONFIG)
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError("has no checkpoint yet", where=run, remedy="Wait until the run has saved one.")
@@ -105,7 +105,7 @@ def load_run(run: Path) -> tuple[Config, Checkpoint, MaskedRecordModel]:
     return config, checkpoint, model
 
 
-def _refusal(config: Config, world: int) -> MrmStreamError | None:
+def _refusal(config: PretrainConfig, world: int) -> MrmStreamError | None:
     """Return what is wrong with the settings on this machine, if anything is."""
     try:
         check_paths(config)
@@ -128,7 +128,7 @@ def _check_finite(weights: Mapping[str, Tensor], step: int) -> None:
 class Pretraining:
     """A run in progress on one rank: what the loop needs to step, log, save and stop."""
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    def __init__(self, config: PretrainConfig, runtime: Runtime) -> None:
         """Open the data, the model and the newest checkpoint; all ranks together.
 
         Raises:
@@ -327,7 +327,7 @@ class Pretraining:
         self.step, self._skipped_before = state["step"], state["skipped_steps"]
 
 
-def pretrain(config: Config, runtime: Runtime) -> bool:
+def pretrain(config: PretrainConfig, runtime: Runtime) -> bool:
     """Run to the end, or until a signal asks to stop; every rank calls it.
 
     Returns:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrm_stream.config.pretrain import DataConfig
+from mrm_stream.config.pretrain import PretrainDataConfig
 from mrm_stream.errors import CheckpointError, ConfigError, ShardError
 from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.storage.access import is_folder
@@ -153,7 +153,7 @@ def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence
     ]
 
 
-def _open(directory: AnyPath, split: str | None, data: DataConfig) -> ShardSet:
+def _open(directory: AnyPath, split: str | None, data: PretrainDataConfig) -> ShardSet:
     if split is None:
         # Only where there are no others: what is damaged must not turn into samples that training knows.
         split = "validate" if read_manifest(directory).samples("validate") else "train"

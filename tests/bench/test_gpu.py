@@ -17,6 +17,7 @@ from mrm_stream.bench import gpu, gpu_part, gpu_pixels, gpu_steps
 from mrm_stream.bench.gpu import Part, bench_gpu, has_failed, summary
 from mrm_stream.bench.gpu_setting import Found, Setting, SkippedError
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.decode.dali import DaliDecoder
 from mrm_stream.errors import ConfigError
 
@@ -71,7 +72,7 @@ def test_a_gradient_that_is_wrong_is_found(setting: Setting, monkeypatch: pytest
 
 
 def test_the_full_model_takes_76_gflop_a_sample() -> None:
-    assert gpu_steps.flops_a_sample(load_config(None, []), 30_000) == pytest.approx(76.7e9, rel=0.01)
+    assert gpu_steps.flops_a_sample(load_config(PretrainConfig, None, []), 30_000) == pytest.approx(76.7e9, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mrm_stream.config.file import dump_config, load_config, portable_settings, with_absolute_paths, with_paths
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -18,54 +18,59 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_an_empty_file_gives_the_reference_recipe(tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, "")) == Config()
+    assert load_config(PretrainConfig, write(tmp_path, "")) == PretrainConfig()
 
 
 def test_the_paper_recipe_is_a_set_of_defaults_that_a_setting_overrides(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, "recipe: paper\nmethod: {token_masking: word}"))
+    config = load_config(PretrainConfig, write(tmp_path, "recipe: paper\nmethod: {token_masking: word}"))
     method = config.method
     assert (method.pixel_target, method.report_loss_over, method.token_masking) == ("pixels", "masked", "word")
     assert config.model.positions == "mae"
-    assert load_config(None).model.positions == "reference"
+    assert load_config(PretrainConfig, None).model.positions == "reference"
 
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "optim: {batch_size: 64, epochs: 50}")
-    optim = load_config(path, ["optim.batch_size=32", "optim.betas=[0.8, 0.9]"]).optim
+    optim = load_config(PretrainConfig, path, ["optim.batch_size=32", "optim.betas=[0.8, 0.9]"]).optim
     assert (optim.batch_size, optim.epochs, optim.betas) == (32, 50.0, (0.8, 0.9))
 
 
 def test_of_two_overrides_of_one_setting_the_last_counts() -> None:
-    assert load_config(None, ["seed=1", "seed=2"]).seed == 2
-    assert load_config(None, ["optim={epochs: 50, warmup_epochs: 1}", "optim.epochs=60"]).optim.epochs == 60
-    assert load_config(None, ["optim.epochs=60", "optim={epochs: 50}"]).optim.epochs == 50
+    assert load_config(PretrainConfig, None, ["seed=1", "seed=2"]).seed == 2
+    assert (
+        load_config(PretrainConfig, None, ["optim={epochs: 50, warmup_epochs: 1}", "optim.epochs=60"]).optim.epochs
+        == 60
+    )
+    assert load_config(PretrainConfig, None, ["optim.epochs=60", "optim={epochs: 50}"]).optim.epochs == 50
     with pytest.raises(ConfigError, match="--set data: the key 'threads' is given twice in line 1\n"):
-        load_config(None, ["data={threads: 1, threads: 2}"])
+        load_config(PretrainConfig, None, ["data={threads: 1, threads: 2}"])
 
 
 def test_an_override_of_a_section_keeps_what_the_file_says_of_the_rest(tmp_path: Path) -> None:
     path = write(tmp_path, "optim: {batch_size: 64}\nmodel: {image_encoder: {width: 96}}\ndata: {mixture: {a: 0.2}}")
-    config = load_config(path, ["optim={epochs: 50}", "model={image_encoder: {depth: 2}}", "data.mixture={b: 0.3}"])
+    config = load_config(
+        PretrainConfig, path, ["optim={epochs: 50}", "model={image_encoder: {depth: 2}}", "data.mixture={b: 0.3}"]
+    )
     assert (config.optim.batch_size, config.optim.epochs) == (64, 50)
     assert (config.model.image_encoder.width, config.model.image_encoder.depth) == (96, 2)
     # A setting, not a section: all of it is given anew.
     assert config.data.mixture == {"b": 0.3}
-    assert load_config(path, ["data.mixture.b=0.3"]).data.mixture == {"a": 0.2, "b": 0.3}
+    assert load_config(PretrainConfig, path, ["data.mixture.b=0.3"]).data.mixture == {"a": 0.2, "b": 0.3}
 
 
 def test_an_override_does_not_reach_what_an_alias_repeats(tmp_path: Path) -> None:
     path = write(tmp_path, "model:\n  image_encoder: &one {width: 96, heads: 4}\n  image_decoder: *one")
-    model = load_config(path, ["model.image_decoder.width=48"]).model
+    model = load_config(PretrainConfig, path, ["model.image_decoder.width=48"]).model
     assert (model.image_encoder.width, model.image_decoder.width) == (96, 48)
 
 
 def test_a_section_that_names_some_settings_keeps_the_defaults_of_its_place() -> None:
-    model = load_config(None, ["model.image_decoder.depth=2"]).model
+    model = load_config(PretrainConfig, None, ["model.image_decoder.depth=2"]).model
     assert (model.image_decoder.width, model.image_decoder.depth, model.image_encoder.depth) == (768, 2, 12)
 
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, "optim: {base_lr: 1e-3}")).optim.base_lr == 1e-3
+    assert load_config(PretrainConfig, write(tmp_path, "optim: {base_lr: 1e-3}")).optim.base_lr == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -125,13 +130,13 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        load_config(path)
+        load_config(PretrainConfig, path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_min_lr_may_be_as_high_as_the_peak_of_a_large_batch() -> None:
-    assert load_config(None, ["optim.batch_size=512", "optim.min_lr=3.0e-4"]).optim.min_lr == 3e-4
+    assert load_config(PretrainConfig, None, ["optim.batch_size=512", "optim.min_lr=3.0e-4"]).optim.min_lr == 3e-4
 
 
 SENTENCE = "The lungs are clear of Mrs Meyer"
@@ -157,7 +162,7 @@ SENTENCE = "The lungs are clear of Mrs Meyer"
 )
 def test_a_report_that_is_given_by_mistake_is_not_repeated(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, text))
+        load_config(PretrainConfig, write(tmp_path, text))
     for word in ("Meyer", "lungs"):
         assert word not in str(caught.value)
         assert word not in str(caught.value.__cause__)
@@ -165,7 +170,7 @@ def test_a_report_that_is_given_by_mistake_is_not_repeated(tmp_path: Path, text:
 
 def test_a_mistake_in_yaml_is_placed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mapping values are not allowed here, line 2, column 7"):
-        load_config(write(tmp_path, "seed: 3\n a b c: d"))
+        load_config(PretrainConfig, write(tmp_path, "seed: 3\n a b c: d"))
 
 
 @pytest.mark.parametrize("text", ["seed: 2024-99-99", f"seed: {'[' * 5000}", "\xff"])
@@ -173,7 +178,7 @@ def test_what_trips_the_parser_is_an_error_in_words(tmp_path: Path, text: str) -
     path = tmp_path / "run.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
-        load_config(path)
+        load_config(PretrainConfig, path)
 
 
 @pytest.mark.parametrize(
@@ -194,29 +199,29 @@ def test_what_trips_the_parser_is_an_error_in_words(tmp_path: Path, text: str) -
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path, overrides: list[str], where: str) -> None:
     path = write(tmp_path, "optim: {warmup_epochs: 10, epochs: 20}")
     with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
+        load_config(PretrainConfig, path, overrides)
     assert caught.value.where == where.format(file=path)
 
 
 def test_the_file_is_blamed_for_its_own_mistake_beside_an_override(tmp_path: Path) -> None:
     path = write(tmp_path, "optim: {batchsize: 8}\nmodle: {}")
     with pytest.raises(ConfigError) as caught:
-        load_config(path, ["optim.batch_size=8"])
+        load_config(PretrainConfig, path, ["optim.batch_size=8"])
     assert caught.value.where == str(path)
 
 
 def test_places_become_absolute_or_empty() -> None:
-    config = load_config(None, ["data.shards=shards/a", "run.init=mae.pth", "seed=3"])
+    config = load_config(PretrainConfig, None, ["data.shards=shards/a", "run.init=mae.pth", "seed=3"])
     absolute = with_absolute_paths(config)
     assert (absolute.data.shards, absolute.run.init) == (str(Path.cwd() / "shards/a"), str(Path.cwd() / "mae.pth"))
     assert absolute.run.out == ""
-    assert with_absolute_paths(load_config(None, ["data.shards=s3://b/a"])).data.shards == "s3://b/a"
-    assert portable_settings(absolute) == dump_config(load_config(None, ["seed=3"]))
+    assert with_absolute_paths(load_config(PretrainConfig, None, ["data.shards=s3://b/a"])).data.shards == "s3://b/a"
+    assert portable_settings(absolute) == dump_config(load_config(PretrainConfig, None, ["seed=3"]))
 
 
 def test_a_place_that_is_given_stands_in_the_file_s_stead_though_it_is_empty() -> None:
     """As where a shell's variable is not set: the run must not go to the file's directory, or train on its set."""
-    config = load_config(None, ["data.shards=shards/a", "run.out=runs/a"])
+    config = load_config(PretrainConfig, None, ["data.shards=shards/a", "run.out=runs/a"])
     for shards, out in ((None, None), ("", None), (None, ""), ("shards/b", "runs/b")):
         placed = with_paths(config, shards=shards, out=out)
         assert placed.data.shards == ("shards/a" if shards is None else shards)
@@ -225,16 +230,16 @@ def test_a_place_that_is_given_stands_in_the_file_s_stead_though_it_is_empty() -
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        load_config(tmp_path / "absent.yaml")
+        load_config(PretrainConfig, tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize("override", ["optim.batch_size", "=3", "seed.a=3", "seed=[", "optim.batch=8"])
 def test_a_wrong_override_is_refused(override: str) -> None:
     with pytest.raises(ConfigError):
-        load_config(None, [override])
+        load_config(PretrainConfig, None, [override])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_dumped_configuration_reads_back_equal(path: Path, tmp_path: Path) -> None:
-    config = load_config(path)
-    assert load_config(write(tmp_path, dump_config(config))) == config
+    config = load_config(PretrainConfig, path)
+    assert load_config(PretrainConfig, write(tmp_path, dump_config(config))) == config

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mrm_stream.config.file import load_config
-from mrm_stream.config.resume import ON_RESUME, flat_settings
+from mrm_stream.config.pretrain import ON_RESUME, PretrainConfig
+from mrm_stream.config.resume import flat_settings
 
 REFERENCE: dict[str, Any] = {
     "seed": 0,
@@ -70,7 +71,7 @@ PAPER = {
 
 @pytest.mark.parametrize(("recipe", "expected"), [("reference", REFERENCE), ("paper", REFERENCE | PAPER)])
 def test_a_recipe_trains_what_it_is_known_for(recipe: str, expected: dict[str, Any]) -> None:
-    settings = flat_settings(load_config(None, [f"recipe={recipe}"]))
+    settings = flat_settings(load_config(PretrainConfig, None, [f"recipe={recipe}"]))
     decisive = {name: value for name, value in settings.items() if ON_RESUME[name].policy in ("refused", "warned")}
     assert decisive == expected
 
@@ -78,5 +79,5 @@ def test_a_recipe_trains_what_it_is_known_for(recipe: str, expected: dict[str, A
 def test_the_published_configuration_is_the_reference_recipe() -> None:
     from pathlib import Path
 
-    settings = flat_settings(load_config(Path(__file__).parents[2] / "configs" / "mrm_vit_b16.yaml"))
+    settings = flat_settings(load_config(PretrainConfig, Path(__file__).parents[2] / "configs" / "mrm_vit_b16.yaml"))
     assert {name: settings[name] for name in REFERENCE} == REFERENCE

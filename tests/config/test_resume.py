@@ -10,11 +10,11 @@ from typing import Any, Literal
 import pytest
 
 from mrm_stream.config.file import load_config
-from mrm_stream.config.pretrain import Config
-from mrm_stream.config.resume import ON_RESUME, changes, flat_settings, markdown_table
+from mrm_stream.config.pretrain import ON_RESUME, PretrainConfig
+from mrm_stream.config.resume import changes, flat_settings, markdown_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "resuming.md"
-SETTINGS = flat_settings(Config())
+SETTINGS = flat_settings(PretrainConfig())
 
 ANOTHER = {
     "data.shards": "elsewhere",
@@ -40,17 +40,17 @@ ANOTHER = {
 
 
 def kind_of(name: str) -> Any:
-    section: Any = Config
+    section: Any = PretrainConfig
     for part in name.split("."):
         section = typing.get_type_hints(section)[part]
     return section
 
 
-def changed(name: str) -> Config:
+def changed(name: str) -> PretrainConfig:
     """The default settings, but for one."""
     if name == "recipe":  # Of itself alone, without the defaults that it stands for.
-        return dataclasses.replace(Config(), recipe="paper")
-    return load_config(None, [f"{name}={ANOTHER[name] if name in ANOTHER else another(name)}"])
+        return dataclasses.replace(PretrainConfig(), recipe="paper")
+    return load_config(PretrainConfig, None, [f"{name}={ANOTHER[name] if name in ANOTHER else another(name)}"])
 
 
 def another(name: str) -> object:
@@ -70,7 +70,7 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting() -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_each_setting_does_what_the_table_says(name: str) -> None:
-    found = changes(Config(), changed(name))
+    found = changes(PretrainConfig(), changed(name))
     told = {"refused": found.refused, "warned": found.warned}
     policy = ON_RESUME[name].policy
     if name == "data.mixture":  # Another share is another run, wherever the sets lie.
@@ -85,10 +85,10 @@ def test_a_setting_that_stays_is_not_told(name: str) -> None:
 
 
 def test_sets_may_lie_elsewhere_but_keep_their_shares() -> None:
-    begun = load_config(None, ["data.shards=a", "data.mixture={b: 0.2, c: 0.1}"])
-    moved = load_config(None, ["data.shards=/x/a", "data.mixture={/x/b: 0.2, /y/c: 0.1}"])
+    begun = load_config(PretrainConfig, None, ["data.shards=a", "data.mixture={b: 0.2, c: 0.1}"])
+    moved = load_config(PretrainConfig, None, ["data.shards=/x/a", "data.mixture={/x/b: 0.2, /y/c: 0.1}"])
     assert changes(begun, moved).refused == ()
-    other = load_config(None, ["data.shards=a", "data.mixture={b: 0.1, c: 0.2}"])
+    other = load_config(PretrainConfig, None, ["data.shards=a", "data.mixture={b: 0.1, c: 0.2}"])
     assert changes(begun, other).refused == ("data.mixture was [0.2, 0.1], is [0.1, 0.2]",)
 
 
@@ -96,12 +96,12 @@ def test_initial_weights_are_the_same_file_by_whatever_path(tmp_path: Path, monk
     (tmp_path / "weights").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "weights")
     monkeypatch.chdir(tmp_path / "weights")
-    begun = load_config(None, [f"run.init={tmp_path / 'weights' / 'mae.pth'}"])
+    begun = load_config(PretrainConfig, None, [f"run.init={tmp_path / 'weights' / 'mae.pth'}"])
     for path in ("mae.pth", "../weights/mae.pth", "../link/mae.pth"):
-        assert changes(begun, load_config(None, [f"run.init={path}"])).refused == ()
-    assert changes(begun, load_config(None, ["run.init=other.pth"])).refused != ()
-    assert changes(begun, Config()).refused != ()
+        assert changes(begun, load_config(PretrainConfig, None, [f"run.init={path}"])).refused == ()
+    assert changes(begun, load_config(PretrainConfig, None, ["run.init=other.pth"])).refused != ()
+    assert changes(begun, PretrainConfig()).refused != ()
 
 
 def test_the_docs_hold_the_table() -> None:
-    assert markdown_table() in DOCS.read_text(), f"{DOCS.name} needs this table:\n{markdown_table()}"
+    assert markdown_table(ON_RESUME) in DOCS.read_text(), f"{DOCS.name} needs this table:\n{markdown_table(ON_RESUME)}"

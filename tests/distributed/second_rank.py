@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.errors import CheckpointError, ConfigError, DamagedSamplesError, MrmStreamError, ShardError
@@ -127,7 +128,7 @@ def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     short = ["optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32"]
     said = None
     try:
-        complete: object = pretrain(load_config(settings, [*short, f"run.out={out}"]), runtime)
+        complete: object = pretrain(load_config(PretrainConfig, settings, [*short, f"run.out={out}"]), runtime)
     except MrmStreamError as error:
         complete, said = type(error).__name__, str(error)
     saved = newest_checkpoint(out)

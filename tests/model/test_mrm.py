@@ -12,7 +12,14 @@ import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from mrm_stream.config.pretrain import RECIPES, DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
+from mrm_stream.config.pretrain import (
+    RECIPES,
+    MethodConfig,
+    ModelConfig,
+    PretrainDataConfig,
+    ReportDecoderConfig,
+    ViTConfig,
+)
 from mrm_stream.errors import ConfigError
 from mrm_stream.model.image_encoder import ImageEncoder
 from mrm_stream.model.mrm import MaskedRecordModel
@@ -333,7 +340,7 @@ def test_weights_start_as_the_references(make_model: Maker) -> None:
         image_decoder=ViTConfig(48, 1, 3),
         report_decoder=ReportDecoderConfig(depth=1),
     )
-    model = MaskedRecordModel(sizes, MethodConfig(), DataConfig(), vocabulary=512)
+    model = MaskedRecordModel(sizes, MethodConfig(), PretrainDataConfig(), vocabulary=512)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -374,7 +381,7 @@ def test_weights_start_as_the_references(make_model: Maker) -> None:
 )
 def test_settings_that_do_not_fit_are_refused(method: dict[str, Any], data: dict[str, Any], where: str) -> None:
     sizes = ModelConfig(patch=8, image_encoder=ViTConfig(16, 1, 2), image_decoder=ViTConfig(16, 1, 2))
-    full_data = DataConfig(**{"lr_size": 32, "hr_size": 64, **data})
+    full_data = PretrainDataConfig(**{"lr_size": 32, "hr_size": 64, **data})
     with pytest.raises(ConfigError) as caught:
         MaskedRecordModel(sizes, MethodConfig(**method), full_data, vocabulary=10)
     assert caught.value.where == where

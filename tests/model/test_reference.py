@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig, ReportDecoderConfig, ViTConfig
+from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.patches import patch_order, restore_order
 from mrm_stream.pretrained.weights import load_reference, reference_name, to_reference
@@ -38,7 +38,7 @@ class Reference:
             report_decoder=ReportDecoderConfig(depth=size["layers"], heads=size["bheads"], dropout=size["dropout"]),
         )
         assert size["norm_pix_loss"]
-        data = DataConfig(report_length=self.tensors["in.ids"].shape[1])
+        data = PretrainDataConfig(report_length=self.tensors["in.ids"].shape[1])
         method = {"mask_ratio": size["mask_ratio"], **method}
         model = MaskedRecordModel(sizes, MethodConfig(**method), data, vocabulary=size["vocab"])
         if load:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer, vit_base_patch16_224
 from torch import Tensor
 
-from mrm_stream.config.pretrain import DataConfig, MethodConfig, ModelConfig
+from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataConfig
 from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.patches import sincos_positions
@@ -101,7 +101,7 @@ def test_the_references_own_checkpoint_file_is_taken_up(make_model: Maker, tmp_p
 
 def test_full_size_checkpoint_and_encoder_go_both_ways(tmp_path: Path) -> None:
     with torch.device("meta"):  # Xavier's draws take longer than all of the rest.
-        model = MaskedRecordModel(ModelConfig(), MethodConfig(), DataConfig(), vocabulary=30_000)
+        model = MaskedRecordModel(ModelConfig(), MethodConfig(), PretrainDataConfig(), vocabulary=30_000)
     model.to_empty(device="cpu")
     torch.manual_seed(0)
     state = model.state_dict()

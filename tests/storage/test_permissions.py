@@ -30,6 +30,7 @@ optim: {batch_size: 6, epochs: 4, warmup_epochs: 1}
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source tree, a packed set, a run with a checkpoint, and a configuration; nothing of it is locked."""
     from mrm_stream.config.file import load_config, with_paths
+    from mrm_stream.config.pretrain import PretrainConfig
     from mrm_stream.stream.shard_set import ShardSet
     from mrm_stream.training.checkpoint import save_checkpoint
     from mrm_stream.training.run_directory import prepare_run
@@ -44,7 +45,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "covid").mkdir()
     columns = "patientid,offset,finding,view,modality,folder,filename,clinical_notes"
     (folder / "covid/metadata.csv").write_text(f"{columns}\n1,0,COVID-19,PA,X-ray,images,a.png,Clear.\n")
-    config = with_paths(load_config(folder / "mrm.yaml", []), shards=str(folder / "shards"), out=str(folder / "run"))
+    config = with_paths(
+        load_config(PretrainConfig, folder / "mrm.yaml", []), shards=str(folder / "shards"), out=str(folder / "run")
+    )
     prepare_run(folder / "run", config, []).close()
     shards = ShardSet.open(folder / "shards", "train")
     weights = make_model(config, shards.reports.vocabulary).state_dict()

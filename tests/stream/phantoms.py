@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from mrm_stream.config.pretrain import DataConfig, MethodConfig
+from mrm_stream.config.pretrain import MethodConfig, PretrainDataConfig
 from mrm_stream.decode.device import Handover
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
@@ -42,7 +42,7 @@ def batch_maker(
     shards: ShardSet, *, threads: int = 1, size: int = 32, backend: Literal["dali", "turbojpeg"] = "turbojpeg"
 ) -> BatchMaker:
     """The transform of a run, at small sizes."""
-    data = DataConfig(hr_size=size, lr_size=size // 2, report_length=24, threads=threads, backend=backend)
+    data = PretrainDataConfig(hr_size=size, lr_size=size // 2, report_length=24, threads=threads, backend=backend)
     return BatchMaker(
         data, MethodConfig(), patches=16, tokenizer=shards.tokenizer_file(), seed=SEED, device=torch.device("cpu")
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mrm_stream.config.pretrain import DataConfig
+from mrm_stream.config.pretrain import PretrainDataConfig
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, StorageError
 from mrm_stream.stream.joined import JoinedSets
 from mrm_stream.stream.loader import Draw, Loader
@@ -46,7 +46,7 @@ def test_samples_come_in_their_shares_under_indexes_of_their_own(roots: tuple[Pa
 
 
 def test_the_first_set_has_a_share_of_one_whatever_the_others_have(roots: tuple[Path, Path]) -> None:
-    data = DataConfig(shards=str(roots[0]), mixture={str(roots[1]): 0.25})
+    data = PretrainDataConfig(shards=str(roots[0]), mixture={str(roots[1]): 0.25})
     sets = open_data(data)
     assert isinstance(sets, JoinedSets)
     with loader(sets) as batches:
@@ -135,7 +135,7 @@ def test_every_set_s_cache_is_counted_and_closed(roots: tuple[Path, Path], tmp_p
 def test_the_sets_of_a_mixture_share_the_room_of_the_cache(make_set: MakeSet, tmp_path: Path) -> None:
     roots = [make_set(name, splits={"train": [2] * 4}, seed=seed) for seed, name in enumerate("ab")]
     room = 4 * max(tar.stat().st_size for root in roots for tar in root.glob("*.tar"))
-    data = DataConfig(
+    data = PretrainDataConfig(
         shards=str(roots[0]), mixture={str(roots[1]): 1.0}, cache=str(tmp_path / "cache"), cache_gb=room / 1e9
     )
     sets = open_data(data)

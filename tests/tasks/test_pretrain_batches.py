@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mrm_stream.config.pretrain import Config, DataConfig, MethodConfig
-from mrm_stream.config.resume import ON_RESUME
+from mrm_stream.config.pretrain import ON_RESUME, MethodConfig, PretrainConfig, PretrainDataConfig
 from mrm_stream.decode import jpeg
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.images.checks import MAX_PIXELS, MAX_SIDE
@@ -37,7 +36,7 @@ SEEN = [name for name, rule in ON_RESUME.items() if rule == ON_RESUME["data.flip
 DRAWN = ["seed", "method.report_mask_ratio", "method.token_masking"]
 
 
-def batch_of(packed: Path, config: Config) -> dict[str, Tensor]:
+def batch_of(packed: Path, config: PretrainConfig) -> dict[str, Tensor]:
     shards = ShardSet.open(packed, "train")
     maker = make_batches(config, shards, torch.device("cpu"))
     batch = maker([Draw(shards.sample(index), epoch=0) for index in range(16)]).take()
@@ -48,7 +47,7 @@ def batch_of(packed: Path, config: Config) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", SEEN + DRAWN)
 def test_each_setting_of_what_the_model_sees_changes_what_it_sees(packed: Path, name: str) -> None:
-    default, other = batch_of(packed, Config()), batch_of(packed, changed(name))
+    default, other = batch_of(packed, PretrainConfig()), batch_of(packed, changed(name))
     assert not all(torch.equal(default[field], other[field]) for field in default)
 
 
@@ -58,7 +57,7 @@ def test_on_a_gpu_all_of_a_batch_is_made_on_the_loader_s_stream(
 ) -> None:
     gpu = FakeGpu()
     shards = ShardSet.open(packed, "train")
-    data = DataConfig(hr_size=64, lr_size=32, report_length=24, backend="turbojpeg")
+    data = PretrainDataConfig(hr_size=64, lr_size=32, report_length=24, backend="turbojpeg")
     draws = [Draw(shards.sample(index), epoch=0) for index in range(3)]
     with monkeypatch.context() as patch:
         gpu.install(patch)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mrm_stream.config.file import load_config
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.ranks import Ranks
 from mrm_stream.distributed.runtime import Runtime, start_runtime
@@ -59,12 +59,12 @@ def part(batch: Batch, number: int, parts: int) -> Batch:
     return Batch(**{name: getattr(batch, name)[number * size : (number + 1) * size] for name in Batch.__slots__})
 
 
-def make_model(config: Config) -> MaskedRecordModel:
+def make_model(config: PretrainConfig) -> MaskedRecordModel:
     torch.manual_seed(0)
     return MaskedRecordModel(config.model, config.method, config.data, vocabulary=VOCABULARY)
 
 
-def expected_step(config: Config, batch: Batch, passes: int) -> tuple[dict[str, float], Tensor]:
+def expected_step(config: PretrainConfig, batch: Batch, passes: int) -> tuple[dict[str, float], Tensor]:
     """One process's losses and gradient, added up in float32 over so many passes."""
     model, bf16 = make_model(config), config.engine.precision == "bf16"
     masked_tokens = batch.token_is_masked_BL.sum().clamp(min=1) / passes
@@ -101,9 +101,9 @@ def check_sharing(runtime: Runtime) -> None:
     """Losses and gradients of a step are the same whatever ranks and micro-batches share it."""
     for over in ("masked", "all"):
         settings = [*SMALL, *GRADIENTS, f"method.report_loss_over={over}", "engine.precision=fp32"]
-        whole = [expected_step(load_config(None, settings), batch, 1) for batch in (UNEQUAL, NONE)]
+        whole = [expected_step(load_config(PretrainConfig, None, settings), batch, 1) for batch in (UNEQUAL, NONE)]
         for micro in sorted({1, SAMPLES // runtime.world}):
-            config = load_config(None, [*settings, f"optim.micro_batch_size={micro}"])
+            config = load_config(PretrainConfig, None, [*settings, f"optim.micro_batch_size={micro}"])
             engine = Engine(make_model(config), config, runtime)
             for batch, expected, name in zip((UNEQUAL, NONE), whole, ("unequal", "none masked"), strict=True):
                 compare_step("sharing", f"{over}, micro-batch {micro}, {name}", engine, batch, runtime, expected)
@@ -112,10 +112,12 @@ def check_sharing(runtime: Runtime) -> None:
 def check_communication(runtime: Runtime) -> None:
     """Each sample's gradient is computed in bf16; what adds them up is float32, or else bf16."""
     settings = [*SMALL, *GRADIENTS, "method.report_loss_over=masked", "optim.micro_batch_size=1"]
-    expected = expected_step(load_config(None, settings), UNEQUAL, SAMPLES)
+    expected = expected_step(load_config(PretrainConfig, None, settings), UNEQUAL, SAMPLES)
     for stage in range(4):
         for dtype in ("fp32", "bf16"):
-            config = load_config(None, [*settings, f"engine.zero_stage={stage}", f"engine.communication={dtype}"])
+            config = load_config(
+                PretrainConfig, None, [*settings, f"engine.zero_stage={stage}", f"engine.communication={dtype}"]
+            )
             engine = Engine(make_model(config), config, runtime)
             compare_step("communication", f"stage {stage}, {dtype}", engine, UNEQUAL, runtime, expected)
 
@@ -125,7 +127,7 @@ def check_skipping(runtime: Runtime) -> None:
     cases = [(stage, precision, 0.0) for stage in range(4) for precision in ("bf16", "fp32")]
     for stage, precision, clip in [*cases, (0, "bf16", 1.0), (2, "bf16", 1.0)]:
         settings = [f"engine.zero_stage={stage}", f"engine.precision={precision}", f"optim.gradient_clip={clip}"]
-        config = load_config(None, [*SMALL, *settings, "optim.micro_batch_size=2"])
+        config = load_config(PretrainConfig, None, [*SMALL, *settings, "optim.micro_batch_size=2"])
         model = make_model(config)
         engine, poisoned, states = Engine(model, config, runtime), False, []
 

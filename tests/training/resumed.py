@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.runtime import start_runtime
 from mrm_stream.errors import MrmStreamError
@@ -24,7 +25,7 @@ def main(settings: Path, sets: Path, out: Path) -> None:
         before = contents(out.parent)
         short = ["optim.epochs=0.5", "optim.warmup_epochs=0.1", "run.save_every=2", f"run.out={run}"]
         try:
-            pretrain(load_config(settings, [*short, *overrides]), runtime)
+            pretrain(load_config(PretrainConfig, settings, [*short, *overrides]), runtime)
         except MrmStreamError:
             sys.stdout.write(f"{told}: refused, {'unchanged' if contents(out.parent) == before else 'changed'}\n")
         else:

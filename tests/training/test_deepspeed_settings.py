@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.training.engine import deepspeed_settings
 
 
 def told(world: int, *overrides: str) -> dict[str, Any]:
-    config = load_config(None, overrides)
+    config = load_config(PretrainConfig, None, overrides)
     return deepspeed_settings(config.optim, config.engine, world)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.launched import error_left
 from mrm_stream.distributed.orphan import ERROR_FILE
 from mrm_stream.distributed.ranks import FirstRankFailedError
@@ -39,7 +39,7 @@ def test_the_script_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def train() -> None:
-    trainer.pretrain(Config(), Runtime(0, 1, 0, torch.device("cpu")))
+    trainer.pretrain(PretrainConfig(), Runtime(0, 1, 0, torch.device("cpu")))
 
 
 def test_the_launcher_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

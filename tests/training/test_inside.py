@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.errors import ConfigError, MrmStreamError, StorageError, TrainingError
@@ -74,7 +75,7 @@ class Opened:
         file = self.out.parent / "settings.yaml"
         file.write_text(SETTINGS)
         places = (f"data.shards={self.packed}", f"run.out={self.out}")
-        run = Pretraining(load_config(file, [*SHORT, *places, *overrides]), self.runtime)
+        run = Pretraining(load_config(PretrainConfig, file, [*SHORT, *places, *overrides]), self.runtime)
         try:
             yield run
         finally:
@@ -249,7 +250,7 @@ def test_each_pass_of_each_step_draws_a_dropout_of_its_own(opened: Opened) -> No
 def test_the_seed_decides_the_initial_weights() -> None:
     weights = []
     for seed in (1, 2, 1):
-        weights.append(make_model(load_config(None, [f"seed={seed}", *TINY]), 300).state_dict())
+        weights.append(make_model(load_config(PretrainConfig, None, [f"seed={seed}", *TINY]), 300).state_dict())
     names = [name for name, value in weights[0].items() if value.std() > 0 and "pos_embed" not in name]
     assert len(names) > 10
     assert all(torch.equal(weights[0][name], weights[2][name]) for name in names)

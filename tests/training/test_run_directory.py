@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mrm_stream.config.file import load_config
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.errors import ConfigError
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
@@ -22,11 +22,11 @@ from tests.files import contents
 from tests.training.runs import SETTINGS, torchrun
 
 
-def config(*overrides: str) -> Config:
-    return load_config(None, ["data.shards=shards/a", "run.out=runs/a", *overrides])
+def config(*overrides: str) -> PretrainConfig:
+    return load_config(PretrainConfig, None, ["data.shards=shards/a", "run.out=runs/a", *overrides])
 
 
-def begun(out: Path, settings: Config) -> None:
+def begun(out: Path, settings: PretrainConfig) -> None:
     """A run that has saved a checkpoint."""
     prepare_run(out, settings, []).close()
     state = {"step": 1, "loader": {"fingerprint": fingerprint_of(settings.data)}}
@@ -48,7 +48,7 @@ def test_the_settings_are_saved_with_paths_that_hold_from_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prepare_run(Path("runs/a"), config(), []).close()
-    saved = load_config(tmp_path / "runs/a/config.yaml")
+    saved = load_config(PretrainConfig, tmp_path / "runs/a/config.yaml")
     assert saved.data.shards == str(tmp_path / "shards/a")
     assert saved.run.out == str(tmp_path / "runs/a")
     assert saved.run.init == ""

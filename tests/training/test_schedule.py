@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mrm_stream.config.pretrain import OptimConfig
+from mrm_stream.config.base import OptimConfig
 from mrm_stream.training.schedule import learning_rate, total_steps
 
 PAPER = OptimConfig(batch_size=512, epochs=200, warmup_epochs=40, base_lr=1.5e-4, min_lr=1e-6)

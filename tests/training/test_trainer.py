@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from mrm_stream.config.pretrain import Config, RunConfig
+from mrm_stream.config.base import RunConfig
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.training import trainer
 
@@ -63,7 +64,7 @@ def test_all_is_reported_before_it_is_saved_and_nothing_twice(
 ) -> None:
     run = Told(14, step, stop_at)
     monkeypatch.setattr(trainer, "Pretraining", lambda *_: run)
-    config = replace(Config(), run=RunConfig(log_every=5, save_every=7))
+    config = replace(PretrainConfig(), run=RunConfig(log_every=5, save_every=7))
     complete = trainer.pretrain(config, cast(Any, Runtime)(0, 1, 0, None))
     assert run.events == expected
     assert complete == ("export 14" in expected)

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mrm_stream.config.file import load_config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.ranks import Ranks
 from mrm_stream.distributed.runtime import start_runtime
@@ -44,7 +45,7 @@ def main() -> None:
 
     for stage in range(4):
         settings = ["optim.batch_size=8", "optim.micro_batch_size=2", f"engine.zero_stage={stage}"]
-        config = load_config(None, settings)
+        config = load_config(PretrainConfig, None, settings)
         torch.manual_seed(0)
         first = Odd()
         first.offset += 0.5  # As positions that came from another project's checkpoint.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mrm_stream.config.file import dump_config, load_config
-from mrm_stream.config.pretrain import Config
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.decode.crops import central_crops
 from mrm_stream.decode.decoder import make_decoder
 from mrm_stream.decode.jpeg import jpeg_sizes
@@ -43,7 +43,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(folder: Path, shards: Path, *overrides: str, **changes: object) -> Path:
     """A run with a checkpoint of an untrained model."""
     (folder / "settings.yaml").write_text(SETTINGS)
-    config: Config = load_config(folder / "settings.yaml", [f"data.shards={shards}", *overrides])
+    config: PretrainConfig = load_config(
+        PretrainConfig, folder / "settings.yaml", [f"data.shards={shards}", *overrides]
+    )
     reports = ShardSet.open(shards, "train").reports
     state = {"step": 1, "vocabulary": reports.vocabulary, "tokenizer_sha256": reports.tokenizer_sha256, **changes}
     weights = make_model(config, reports.vocabulary).state_dict()
