@@ -1,4 +1,4 @@
-# make demo      the whole way on synthetic data: radiographs, shards, pre-training, a restored picture, an encoder
+# make demo      the whole way on synthetic data: radiographs, shards, pre-training, a reconstructed picture, an encoder
 # make test      the tests, some minutes
 # make campaign  the same promises over many more cases;  make torture-pack  those of packing alone
 # make lint      ruff and mypy

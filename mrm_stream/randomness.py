@@ -1,8 +1,9 @@
 """Random numbers that belong to the sample, not to the process.
 
 Every draw is a pure function of (seed, epoch, sample, purpose): a run that is resumed, or spread over another number
-of ranks or threads, repeats it bit for bit. NumPy promises no such stability between its versions, so the generator is
-written out here.
+of ranks or threads, repeats it bit for bit. A generator with a state could not: what it draws for a sample depends on
+how many were drawn before. So the generator is counter-based: it encrypts the sample's coordinates with the seed as
+key. NumPy has Philox too, but promises no stable values between its versions, so it is written out here.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def uniform(seed: int, epoch: ArrayLike, sample: ArrayLike, purpose: Purpose, co
 
 
 def permutation(seed: int, epoch: int, stream: int, purpose: Purpose, size: int) -> NDArray[np.int64]:
-    """Return a permutation of range(size); `stream` tells apart permutations of one epoch and purpose.
+    """Return a permutation of range(size), shape (size,); `stream` distinguishes those of one epoch and purpose.
 
     Example:
         >>> sorted(permutation(0, 0, 0, Purpose.SHARDS, 5).tolist())

@@ -5,9 +5,10 @@ A *batch* is what the model takes.
 
 Shape suffixes, in every name of the project:
 
-    B  samples in a batch          N  patches of one image (196)      V  visible patches (49)
+    B  samples in a batch          N  patches of one image (196)      V  visible patches (49); vocabulary
     C  channels (1 grey, 3 model)  H, W  height and width in pixels   L  report length in tokens (100)
     D  width of a token            P  values in a patch (16*16*3 or 32*32*3)
+    K  patches to be decoded       M  masked patches or tokens        1, 2  a dimension of that size
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Record:
     report_path: str | None = None
     """POSIX path below the root; `reports.zip::member` names a member of a zip."""
     report_text: str | None = field(default=None, repr=False)
-    """The report itself, where the listing already holds it (a CSV); takes the place of `report_path`."""
+    """The report itself, where the listing already holds it (a CSV); used instead of `report_path`."""
     subject: str = ""
     study: str = ""
     view: str = ""
@@ -54,14 +55,14 @@ class Record:
     split: str = "train"
     """One of `SPLITS`."""
     labels: Mapping[str, int] = field(default_factory=dict)
-    """Finding to 1 (present), 0 (absent) or -1 (uncertain); findings that were not mentioned are left out."""
+    """Finding to 1 (present), 0 (absent) or -1 (uncertain); findings that were not mentioned have no entry."""
     boxes: tuple[Box, ...] = ()
     """Where findings are, as readers drew them."""
     mask_path: str | None = None
     """POSIX path below the root of an image as large as the radiograph (or `annotated_size`); what is not 0 belongs to
     the finding."""
     mask_runs: str | None = None
-    """The mask itself, in place of `mask_path`: pairs of first pixel and length, numbered from 1, down the columns,
+    """The mask itself, instead of `mask_path`: pairs of first pixel and length, numbered from 1, down the columns,
     left to right, of the image that it was drawn on (Kaggle's run-length encoding); empty where there is no finding."""
     annotated_size: tuple[int, int] | None = None
     """(height, width) in pixels of the image that boxes and mask were drawn on, where the data set tells it: they are
@@ -88,7 +89,7 @@ class Batch:
     """What the model takes, on one device."""
 
     image_hr_BCHW: Tensor
-    """Normalised crop at the restoration's resolution, one channel, float, (B, 1, 448, 448)."""
+    """Normalised crop at the resolution that the image decoder reconstructs, one channel, float, (B, 1, 448, 448)."""
     image_lr_BCHW: Tensor
     """The same field at the encoder's resolution, (B, 1, 224, 224)."""
     patch_noise_BN: Tensor

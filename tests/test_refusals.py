@@ -58,7 +58,7 @@ REFUSED = [
     (f"{TRAIN} --shards absent --out run", "no packed data set"),
     (f"{TRAIN} --shards sets/b --out run --set data.cache=new/cache", "holds a run of other data"),
     # Before there is a run.
-    (f"{TRAIN} --shards sets/a --out new/run --set method.mask_ratio=0.9999", "hides all"),
+    (f"{TRAIN} --shards sets/a --out new/run --set method.mask_ratio=0.9999", "masks all"),
     (f"{TRAIN} --shards sets/a --out new/run --set 'data={{threads: 1, threads: 2}}'", "given twice"),
     (f"{TRAIN} --shards sets/a --out junk.json/run", "Not a directory"),
     (f"{TRAIN} --shards sets/a --out new/run --set run.init=run", "mrm-stream export --run run"),

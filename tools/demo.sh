@@ -20,12 +20,12 @@ mrm-stream shard --src mimic --root "$out/phantom" --out "$out/shards" --short-s
 say "3/4 masked record pre-training on two CPU ranks"
 mrm-stream train --config "$configs/demo.yaml" --shards "$out/shards" --out "$out/run" --ranks 2
 
-say "4/4 restored radiographs and reports, of patients that training never saw"
-mrm-stream reconstruct --run "$out/run" --split validate --out "$out/restored.png"
+say "4/4 reconstructed radiographs and reports, of patients that training never saw"
+mrm-stream reconstruct --run "$out/run" --split validate --out "$out/reconstructed.png"
 
 say "done"
 cat <<EOF
-The picture:   $out/restored.png  (and its curves: $out/restored-curves.png)
+The picture:   $out/reconstructed.png  (and its curves: $out/reconstructed-curves.png)
 The encoder:   $out/run/encoder.safetensors  (loads into timm by name)
 The run:       $out/run  (metrics.jsonl, tensorboard/, checkpoints/, config.yaml)
 Next:          source .venv/bin/activate, and mrm-stream is at hand

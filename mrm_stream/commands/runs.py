@@ -51,16 +51,16 @@ def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None,
     \b
     mrm-stream reconstruct --run runs/first --out restored.png
     """
-    from mrm_stream.visual.figures import check_place, curves_figure, restoration_figure, save_figure
-    from mrm_stream.visual.reconstructions import counted_words, restore_samples
+    from mrm_stream.visual.figures import check_place, curves_figure, reconstruction_figure, save_figure
+    from mrm_stream.visual.reconstructions import counted_words, reconstruct_samples
 
     start()
     check_output(out)
     check_place(out)
-    samples = restore_samples(run, shards, split, count)
+    samples = reconstruct_samples(run, shards, split, count)
     curves = out.with_name(f"{out.stem}-curves.png")
     # All that may be refused comes before the first of the two is written.
-    pictures = {curves: curves_figure(run), out: restoration_figure(samples)}
+    pictures = {curves: curves_figure(run), out: reconstruction_figure(samples)}
     for path, picture in pictures.items():
         save_figure(picture, path)
     right, hidden = counted_words(samples)

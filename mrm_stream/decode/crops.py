@@ -15,21 +15,22 @@ _TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """One window for each sample of a batch, in pixels of the stored image; it lies wholly inside."""
+    """One window for each sample of a batch, in pixels of the stored image, inside which it lies; all of shape (B,)."""
 
     top: NDArray[np.int32]
-    """First row, shape (B,), as are all."""
+    """First row."""
     left: NDArray[np.int32]
+    """First column."""
     height: NDArray[np.int32]
     width: NDArray[np.int32]
     flip: NDArray[np.bool_]
-    """Mirror left and right, after the resize."""
+    """Whether to mirror left and right, after the resize."""
 
     def __len__(self) -> int:
         return len(self.top)
 
     def fit(self, sizes_B2: NDArray[np.int32]) -> bool:
-        """Return whether every window lies inside its image; `sizes_B2` holds height and width."""
+        """Return whether every window lies inside its image; `sizes_B2`, (B, 2), holds height and width."""
         corner_B2 = np.stack([self.top, self.left], axis=1)
         extent_B2 = np.stack([self.height, self.width], axis=1)
         if corner_B2.shape != sizes_B2.shape:
@@ -47,19 +48,19 @@ def random_crops(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
 ) -> Crops:
-    """Return a window of random area, ratio and place for each sample.
+    """Return a window of random area, ratio and position for each sample.
 
-    The law is that of torchvision's RandomResizedCrop: up to ten times an area is drawn evenly and a ratio evenly on a
-    log scale, until the window fits; where none does, the largest central window whose ratio is allowed.
+    The distribution is that of torchvision's RandomResizedCrop: an area is drawn uniformly and a ratio log-uniformly,
+    up to ten times, until the window fits; where none does, the largest central window whose ratio is allowed.
 
     Args:
-        sizes_B2: Height and width of the stored images in pixels.
+        sizes_B2: Height and width of the stored images in pixels, shape (B, 2).
         epochs_B: Epoch that each sample is drawn for, shape (B,) or a scalar.
-        indexes_B: Position of each sample in the set, shape (B,).
+        indexes_B: Index of each sample in its split, shape (B,).
         seed: Of the run.
-        area: Share of the image's area that a window covers, least and most.
+        area: Fraction of the image's area that a window covers, least and most.
         ratio: Width / height of a window, least and most.
-        flip: Chance of a mirrored sample.
+        flip: Probability that a sample is mirrored.
 
     Returns:
         Windows that depend on (seed, epoch, index) and the image's size alone, whoever asks and in whatever batch.
@@ -70,15 +71,18 @@ def random_crops(
         True
     """
     height_B1, width_B1 = np.split(sizes_B2.astype(np.float64), 2, axis=1)
+    # All ten tries are drawn at once and the first that fits is chosen: no loop over samples, and each sample's tries
+    # have draws of their own, however many fail.
     draws = uniform(seed, epochs_B, indexes_B, Purpose.CROP, 4 * _TRIES).astype(np.float64)
     area_draw, ratio_draw, top_draw, left_draw = np.moveaxis(draws.reshape(-1, _TRIES, 4), -1, 0)
     pixels = height_B1 * width_B1 * (area[0] + (area[1] - area[0]) * area_draw)
+    # On a log scale, as 3/4 and 4/3 are equally far from a square.
     log_low, log_high = np.log(ratio)
     ratios = np.exp(log_low + (log_high - log_low) * ratio_draw)
     # Rounded half to even, as Python's round() does.
     widths, heights = np.rint(np.sqrt(pixels * ratios)), np.rint(np.sqrt(pixels / ratios))
     fits = (widths > 0) & (widths <= width_B1) & (heights > 0) & (heights <= height_B1)
-    # A draw is less than 1, so that the floor never reaches one place too many.
+    # A draw is less than 1, so that the last position is `height - heights` and the window never leaves the image.
     tops, lefts = np.floor(top_draw * (height_B1 - heights + 1)), np.floor(left_draw * (width_B1 - widths + 1))
     tried = np.stack([tops, lefts, heights, widths], axis=-1)
     first = tried[np.arange(len(tried)), fits.argmax(axis=1)]
@@ -87,7 +91,7 @@ def random_crops(
 
 
 def central_crops(sizes_B2: NDArray[np.int32]) -> Crops:
-    """Return the central square of each image, as large as fits and not mirrored.
+    """Return the central square of each image, as large as fits and not mirrored; `sizes_B2`, (B, 2), as above.
 
     That is the field of torchvision's Resize (short side) and CenterCrop to the same size, but for a shift of at most
     half an output pixel, where these round.
@@ -113,6 +117,6 @@ def _largest_central(
 
 
 def _crops(window_B4: NDArray[np.float64] | NDArray[np.int32], flip_B: NDArray[np.bool_]) -> Crops:
-    # Contiguous rows: DALI takes them as they are.
+    # Contiguous rows, which DALI reads without a copy.
     top, left, height, width = np.ascontiguousarray(window_B4.T.astype(np.int32))
     return Crops(top, left, height, width, flip_B)

@@ -19,12 +19,12 @@ from mrm_stream.errors import ConfigError, MrmStreamError
 class DaliDecoder:
     """A DALI pipeline that decodes only the window, resizes and mirrors it; GPU and CPU differ in device names alone.
 
-    One sample that it cannot decode ends a DALI pipeline: then libjpeg-turbo decodes the batch again to find every
-    culprit, and the next call builds a new pipeline.
+    A single sample that cannot be decoded ends a DALI pipeline: then libjpeg-turbo decodes the batch again to find all
+    damaged ones, and the next call builds a new pipeline.
 
-    DALI is more lenient than libjpeg-turbo as used here: it fills with grey, and in silence, where compressed data are
-    missing or overwritten but the end marker is there. JPEGs that were cut short are refused before it sees them; for
-    damage inside, rely on the shards' checksums.
+    DALI is more lenient than libjpeg-turbo as used here: where compressed data are missing or overwritten but the end
+    marker is there, it fills with grey, silently. JPEGs that were cut short are refused before it sees them; damage
+    inside is found by the shards' checksums.
 
     Args:
         size: Side of the output in pixels.
@@ -88,12 +88,12 @@ class DaliDecoder:
         for name, data in zip(("jpeg", "start", "shape", "flip"), fed, strict=True):
             self._pipeline.feed_input(name, data)
         # Without a stream, as in DALI's own PyTorch iterator: this waits until the outputs are there, so the JPEGs,
-        # which are not copied, may go.
+        # which are not copied, may be freed.
         (output,) = self._pipeline.run()
         return output.as_tensor()
 
     def _kept(self, output: Any) -> Tensor:
-        """Return what DALI made, in memory that it does not fill again."""
+        """Return what DALI made, in memory that it does not overwrite."""
         image_BHWC = from_dlpack(output)
         if self._device.type == "cpu":
             # No copy: DALI's default executor gives each run a buffer of its own, which lives as long as the tensor.
@@ -130,7 +130,7 @@ class DaliDecoder:
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.GRAY,
                 hw_decoder_load=self._engine_load,
-                # The other backend, as most, takes no notice of EXIF.
+                # The other backend, as most, ignores EXIF.
                 adjust_orientation=False,
                 # Ties no thread to a core: the ranks of a machine share its cores.
                 affine=False,
@@ -149,7 +149,7 @@ class DaliDecoder:
         raise MrmStreamError(
             f"DALI failed, on JPEGs that libjpeg-turbo decodes: {str(error)[:500]}",
             where="data.backend",
-            remedy="Set data.backend to turbojpeg, or mend DALI's installation.",
+            remedy="Set data.backend to turbojpeg, or repair DALI's installation.",
         ) from error
 
 

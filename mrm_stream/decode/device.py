@@ -1,4 +1,4 @@
-"""The device side of a loader: a CUDA stream of its own, and how what was made on it reaches another stream."""
+"""The device side of a loader: a CUDA stream of its own, and the hand-over of tensors from it to another stream."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Handover(Generic[T]):
             stream.wait_event(self._done)
             for field in fields(self._made):
                 value = getattr(self._made, field.name)
-                # All or nothing: a tensor inside a list or the like would be passed over in silence.
+                # All or nothing: a tensor inside a list or the like would be missed silently.
                 assert isinstance(value, Tensor), f"{field.name} is no tensor"
                 value.record_stream(stream)
         return self._made
 
 
 class DeviceSide:
-    """What a loader's thread does on a device; on the CPU, what it says and no more.
+    """Where a loader's thread makes its batches; on the CPU its methods do nothing beyond what they return.
 
-    On a GPU all of it is enqueued on a stream of its own, so that copies and conversions overlap the training step,
-    and none of them waits in line behind it.
+    On a GPU all of it is enqueued on a stream of its own, so that copies and conversions overlap the training step
+    rather than queue behind it.
 
     Args:
         device: Where batches are wanted.
@@ -75,10 +75,10 @@ class DeviceSide:
             yield
 
     def copied(self, array: NDArray[np.generic]) -> Tensor:
-        """Return an array on the device, or its own memory on the CPU; inside `making`.
+        """Return an array, (...), as a tensor of the same shape on the device; on the CPU it shares the array's memory.
 
-        From pageable memory the copy would hold up the thread. torch keeps pinned memory that has been freed until the
-        copies from it have run.
+        To be called inside `making`. From pageable memory the copy would block the thread. torch keeps pinned memory
+        that has been freed until the copies from it have run.
         """
         tensor = torch.from_numpy(array)
         return tensor if self._stream is None else tensor.pin_memory().to(self._device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The size of a JPEG from its header, and a cheap refusal of what no shard of ours holds."""
+"""The size of a JPEG from its header, and cheap checks that it is of the kind that our shards hold."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def _size(jpeg: bytes | memoryview) -> tuple[int, int]:
         raise ValueError("does not begin like a JPEG")
     if jpeg[-2:] != b"\xff\xd9":
         raise ValueError("JPEG is cut short: it has no end marker")
-    place = 2
+    position = 2
     try:
         for _ in range(_MAX_SEGMENTS):
-            prefix, kind, length = struct.unpack_from(">BBH", jpeg, place)
+            prefix, kind, length = struct.unpack_from(">BBH", jpeg, position)
             if prefix != 0xFF or length < 2:
-                raise ValueError(f"JPEG header is damaged at byte {place}")
+                raise ValueError(f"JPEG header is damaged at byte {position}")
             if kind == _BASELINE:
-                return _frame_size(*struct.unpack_from(">BHHB", jpeg, place + 4))
+                return _frame_size(*struct.unpack_from(">BHHB", jpeg, position + 4))
             if kind in _OTHER_FRAMES:
                 raise ValueError(f"JPEG is not baseline (marker {kind:#04x})")
             if kind == _START_OF_SCAN:
                 break
-            place += 2 + length
+            position += 2 + length
     except struct.error:
         raise ValueError("JPEG header is cut short") from None
     raise ValueError("JPEG header does not tell a size")

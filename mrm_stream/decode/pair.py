@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 def normalise(image_BCHW: Tensor, mean: float, std: float) -> Tensor:
-    """Return 8-bit grey values as float32: scaled to [0, 1], less `mean`, in units of `std`.
+    """Return 8-bit grey values, (B, C, H, W), as float32: scaled to [0, 1], less `mean`, in units of `std`.
 
     Example:
         >>> import torch
@@ -18,7 +18,7 @@ def normalise(image_BCHW: Tensor, mean: float, std: float) -> Tensor:
 
 
 def make_lr_hr_pair(image_BCHW: Tensor, *, lr_size: int = 224, antialias: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the crop at the encoder's resolution, and as it is: what the decoder restores.
+    """Return the crop at the encoder's resolution, and as it is: the image decoder's target.
 
     Both show the same field: patch (r, c) of side p in the first lies over patch (r, c) of side p * H / lr_size in the
     second.

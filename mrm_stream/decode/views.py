@@ -26,8 +26,8 @@ _SPARE = 4
 class ViewMaker:
     """Decodes a batch to both of its views.
 
-    With libjpeg-turbo on the CPU, each image is taken all the way while it lies in the cache, and into memory of
-    batches that nobody holds any more: clearing fresh pages takes the system longer than the arithmetic. With
+    With libjpeg-turbo on the CPU, each image goes through all steps while it is in the CPU's cache, and into the memory
+    of batches that nobody holds any more: clearing fresh pages takes the system longer than the arithmetic. With
     anything else it is the decoder, then `normalise` and `make_lr_hr_pair`.
 
     Args:
@@ -60,8 +60,7 @@ class ViewMaker:
         """Return (lr, hr), each (B, 1, side, side), float32, on the decoder's device.
 
         The high-resolution view is that of the plain steps bit for bit, the low-resolution one to 1e-6 at the default
-        `std`, and more as it is smaller. A view stays
-        as it is for as long as any tensor shares its memory.
+        `std`, and to more where `std` is smaller. Its memory is reused once no tensor shares it any more.
 
         Args:
             jpegs: As `Decoder.decode` takes them.
@@ -92,14 +91,15 @@ class ViewMaker:
 
 
 class _Recycled:
-    """Memory that is handed out again once every tensor that shares it is gone."""
+    """Memory that is reused once no tensor shares it any more."""
 
     def __init__(self) -> None:
         self._spare: deque[NDArray[np.float32]] = deque(maxlen=2 * _SPARE)
 
     def tensor(self, shape: tuple[int, ...]) -> Tensor:
-        """Return a float32 tensor with whatever is in it."""
-        # The storage holds this view, and with it dies the last tensor's; a weak reference to it tells.
+        """Return a float32 tensor of this shape, not cleared."""
+        # Every tensor that shares the storage keeps `lent`, a view, alive. When the last of them is gone it is
+        # finalised, and `owner`, which the finaliser holds, is spare again.
         owner = self._take(prod(shape))
         lent = owner.view()
         weakref.finalize(lent, self._spare.append, owner).atexit = False

@@ -1,4 +1,4 @@
-"""Embeddings of the visible patches to pixels of the hidden ones."""
+"""Embeddings of the visible patches to pixels of the masked ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from mrm_stream.config.pretrain import ViTConfig
 from mrm_stream.model.image_encoder import initialise_linears, make_blocks
-from mrm_stream.model.patches import COLOURS, restore_order, sincos_positions, take_patches
+from mrm_stream.model.patches import COLOURS, inverse_order, sincos_positions, take_patches
 
 
 class ImageDecoder(nn.Module):
-    """Restores patches of the radiograph from what the encoder saw.
+    """Reconstructs patches of the radiograph from what the encoder saw.
 
     Args:
         config: Size of the stack.
         encoder_width: Width of the encoder's tokens.
         grid: Patches along a side.
-        patch: Side of a restored patch in pixels.
+        patch: Side in pixels of a patch that is reconstructed.
         positions: Kind of the fixed positions.
         report_width: Width of the report's feature that is added to every token; None: there is none.
     """
@@ -50,25 +50,28 @@ class ImageDecoder(nn.Module):
     def forward(
         self, latent_BVD: Tensor, order_BN: Tensor, wanted_BK: Tensor, report_feature_BD: Tensor | None = None
     ) -> Tensor:
-        """Restore the wanted patches.
+        """Predict the pixels of the wanted patches.
 
         Args:
             latent_BVD: CLS and V visible patches from the encoder, (B, 1 + V, D).
-            order_BN: Indexes of all patches, the visible ones first and in the order of `latent_BVD`.
-            wanted_BK: Indexes of the patches to restore.
-            report_feature_BD: Of the report's visible tokens, where the decoder takes one.
+            order_BN: Indexes of all patches, the visible ones first and in the order of `latent_BVD`, (B, N).
+            wanted_BK: Indexes of the patches to reconstruct, (B, K).
+            report_feature_BD: Mean of the report's visible tokens, (B, D); None for a decoder built without it.
 
         Returns:
             (B, K, patch * patch * 3), values by row, column, channel.
         """
         tokens_BVD = self.embed(latent_BVD)
-        hidden = order_BN.shape[1] + 1 - tokens_BVD.shape[1]
-        mask_BHD = self.mask_token.to(tokens_BVD.dtype).expand(len(tokens_BVD), hidden, -1)
-        patches_BND = take_patches(torch.cat([tokens_BVD[:, 1:], mask_BHD], dim=1), restore_order(order_BN))
+        # The encoder never saw the masked patches. Here one learned token stands for each of them, and the inverse of
+        # the order brings all tokens back to their positions in the image, so that the fixed positions fit again.
+        masked = order_BN.shape[1] + 1 - tokens_BVD.shape[1]
+        mask_BMD = self.mask_token.to(tokens_BVD.dtype).expand(len(tokens_BVD), masked, -1)
+        patches_BND = take_patches(torch.cat([tokens_BVD[:, 1:], mask_BMD], dim=1), inverse_order(order_BN))
         tokens_BND = torch.cat([tokens_BVD[:, :1], patches_BND], dim=1) + self.pos_embed
         if self.report_embed is not None:
             assert report_feature_BD is not None
             tokens_BND = tokens_BND + self.report_embed(report_feature_BD)[:, None]
+        # Self-attention over all positions is how a masked patch learns what its visible neighbours show.
         for block in self.blocks:
             tokens_BND = block(tokens_BND)
         # Only what is compared is projected to pixels: a quarter of the largest linear layer is saved.

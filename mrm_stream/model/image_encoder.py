@@ -31,8 +31,8 @@ def initialise_linears(module: nn.Module) -> None:
 class PatchProjection(nn.Conv2d):
     """A ViT's patch embedding for patches that are cut already and hold one channel.
 
-    The weights are those of a convolution over three channels, so that checkpoints fit. As all three show the same
-    grey, their sum over the channels does the work of the three, at a third of the cost.
+    The weights are those of a convolution over three channels, so that checkpoints fit. As all three channels hold the
+    same grey values, the weights are summed over the channels and applied once, at a third of the cost.
     """
 
     def __init__(self, width: int, patch: int) -> None:
@@ -46,7 +46,7 @@ class PatchProjection(nn.Conv2d):
 
 
 class PatchEmbedding(nn.Module):
-    """Holds the projection under the name that timm gives it."""
+    """The projection under timm's parameter names (`patch_embed.proj`), so that the weights load into timm by name."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """ViT that computes only the patches it is shown.
+    """ViT that computes only the visible patches: at a mask ratio of 0.75, a quarter of the tokens.
 
     Args:
         config: Size of the stack.
@@ -93,9 +93,11 @@ class ImageEncoder(nn.Module):
         Returns:
             (B, 1 + V, D): CLS, then the patches in the order of `visible_BV`.
         """
+        # Patches are chosen before they are embedded, so that masked ones cost nothing at all. Each then gets the
+        # position that it has in the image: without it the encoder could not tell where a visible patch lies.
         grey_BVP = take_patches(patchify(image_BCHW, self.patch), visible_BV)
-        place_BND = self.pos_embed[:, 1:].expand(len(grey_BVP), -1, -1)
-        tokens_BVD = self.patch_embed(grey_BVP) + take_patches(place_BND, visible_BV)
+        positions_BND = self.pos_embed[:, 1:].expand(len(grey_BVP), -1, -1)
+        tokens_BVD = self.patch_embed(grey_BVP) + take_patches(positions_BND, visible_BV)
         cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(len(grey_BVP), -1, -1)
         tokens_BVD = torch.cat([cls_B1D, tokens_BVD], dim=1)
         for block in self.blocks:

@@ -1,4 +1,8 @@
-"""What is hidden of each sample: a pure function of seed, epoch and sample."""
+"""Which patches and tokens of each sample are masked: a pure function of seed, epoch and sample.
+
+Because the draws depend on nothing else, a run that is resumed, or continued on another number of ranks, masks the same
+patches and words as one that was never interrupted.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ def patch_noise(
         seed: Of the run.
         epochs_B: Epoch of each sample.
         indexes_B: Index of each sample in its split.
-        count: Patches of an image.
+        count: Patches of an image, N.
 
     Example:
         >>> patch_noise(0, np.array([0, 0]), np.array([3, 9]), 196).shape
@@ -47,6 +51,7 @@ def pad_reports(reports: Sequence[NDArray[np.uint16]], length: int) -> NDArray[n
     token_ids_BL = np.full((len(reports), length), PAD, np.int64)
     token_ids_BL[:, 0] = CLS
     for row, report in zip(token_ids_BL, reports, strict=True):
+        # As in the reference code, there is no [SEP] at the end: a report that is cut looks like any other.
         kept = report[: length - 1]
         row[1 : 1 + len(kept)] = kept
     return token_ids_BL
@@ -62,33 +67,35 @@ def mask_tokens(
     mode: Literal["word", "token"],
     is_continuation_V: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """Choose the tokens that the report decoder does not see.
+    """Choose the tokens that are masked at the report decoder's input.
 
-    `word`, as the reference code: a word is hidden with chance `ratio`, all its pieces with it; the first and the last
-    position stay visible, and so do pieces that continue no word. `token`, as the paper: each token by itself.
-    [CLS] and [PAD] are never hidden.
+    `word`, as the reference code: each word is masked with probability `ratio`, all its pieces with it; the first and
+    the last position stay visible, and so do pieces that continue no word. `token`, as the paper: each token by itself.
+    [CLS] and [PAD] are never masked.
 
     Args:
         token_ids_BL: As from `pad_reports`, shape (B, L).
         seed: Of the run.
         epochs_B: Epoch of each sample.
         indexes_B: Index of each sample in its split.
-        ratio: Chance that a word or token is hidden.
+        ratio: Probability that a word or token is masked.
         mode: "word" or "token".
-        is_continuation_V: For each entry of the vocabulary, whether it is a `##` piece.
+        is_continuation_V: For each entry of the vocabulary, whether it is a `##` piece, shape (vocabulary,).
 
     Returns:
-        True where the token is hidden, shape (B, L).
+        True where the token is masked, shape (B, L).
     """
     length = token_ids_BL.shape[1]
     noise_BL = uniform(seed, epochs_B, indexes_B, Purpose.TOKENS, length)
     is_masked_BL: NDArray[np.bool_] = noise_BL < ratio
     if mode == "word":
-        # A `##` piece takes the draw of its word's first piece: the last position before it that is none.
+        # Were a piece masked alone, the rest of its word would give it away. So a `##` piece takes the draw of its
+        # word's first piece, the last position before it that is no `##` piece: a running maximum of those positions.
         starts_BL = np.where(is_continuation_V[token_ids_BL], 0, np.arange(length))
         is_masked_BL[:, 0] = False
         is_masked_BL = np.take_along_axis(is_masked_BL, np.maximum.accumulate(starts_BL, axis=1), axis=1)
         is_masked_BL[:, -1] = False
     is_masked_BL[:, 0] = False
+    # A masked [PAD] would teach nothing but the lengths of reports.
     is_masked_BL &= token_ids_BL != PAD
     return is_masked_BL

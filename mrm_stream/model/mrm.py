@@ -1,4 +1,11 @@
-"""Masked record modelling: what is hidden of the radiograph and its report is restored from what is not."""
+"""Masked record modelling: most of a radiograph and of its report is masked, and reconstructed from the rest.
+
+    visible patches, low resolution ─> image encoder ─┬─> image decoder ─> pixels of the masked patches, high resolution
+                                                      └─> mean ─> report decoder <─ visible tokens; ─> masked tokens
+
+Both decoders see the radiograph through the encoder alone, so the two losses meet there: it has to encode anatomy in
+enough detail to draw it sharper than it came (super-resolution), and findings as a report would word them.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +32,26 @@ from mrm_stream.records import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Restoration:
-    """What the model makes of a batch, to be looked at."""
+class Reconstruction:
+    """What the model predicts for a batch, for pictures."""
 
     image_BCHW: Tensor | None
     """Grey values in [0, 1], one channel, every patch as predicted; None without an image decoder.
 
-    A model that predicts normalised patches says nothing of their brightness and contrast: as in MAE's figures, those
-    are the true patch's own. Only the hidden patches were trained."""
+    Where the targets are normalised patches, the model predicts neither brightness nor contrast: as in MAE's figures,
+    those of the true patch are used. Only the masked patches were trained."""
     is_visible_BN: Tensor
     """bool, True where the encoder saw the patch."""
     token_ids_BL: Tensor | None
-    """The likeliest token at each position, visible or not; None without a report decoder."""
+    """int64, the most probable token at each position, visible or not; None without a report decoder."""
 
 
 class MaskedRecordModel(nn.Module):
-    """Image encoder, and the decoders that the weights of the losses ask for.
+    """Image encoder, and a decoder for each loss whose weight is not 0.
 
     Args:
         model: Sizes of the networks.
-        method: What is hidden and compared; a loss of weight 0 has no decoder.
+        method: What is masked and compared.
         data: Sizes of the images and reports, and how grey values were normalised.
         vocabulary: Entries of the tokenizer.
 
@@ -81,14 +88,15 @@ class MaskedRecordModel(nn.Module):
         """Return the losses of a batch.
 
         Args:
-            batch: What one rank takes in one pass.
-            masked_tokens: What a sum over masked tokens is divided by: their mean number over all passes and ranks of a
-                step, so that the losses' average over these is one mean over the step's tokens. None: the batch's own.
+            batch: One micro-batch of one rank.
+            masked_tokens: What a sum over masked tokens is divided by: their mean number over all micro-batches and
+                ranks of a step, so that averaging the losses gives one mean over the step's tokens. A scalar; None:
+                the batch's own number.
 
         Returns:
             float32 scalars: `loss` to train on; without gradient `image_loss`, `report_loss`, and
-            `report_loss_masked`, the cross-entropy of the masked tokens whatever the loss is over. A decoder that is
-            left out has none.
+            `report_loss_masked`, the cross-entropy of the masked tokens whatever the loss is over. Losses whose decoder
+            does not exist are absent.
         """
         order_BN, latent_BVD = self._encode(batch)
         losses: dict[str, Tensor] = {}
@@ -110,11 +118,13 @@ class MaskedRecordModel(nn.Module):
             if self.method.hybrid_features:
                 report_feature_BD = visible_mean(embedded_BLD, token_ids_BL, is_masked_BL)
         if self.image_decoder is not None:
-            # Where nothing is hidden, all is restored.
+            # Visible patches are not compared: copying them would be easy, and teach nothing. With a mask ratio of 0,
+            # which makes a plain auto-encoder, all patches are.
             wanted_BK = order_BN[:, self.visible :] if self.visible < order_BN.shape[1] else order_BN
             pixels_BKP = self.image_decoder(latent_BVD, order_BN, wanted_BK, report_feature_BD)
             target_BKP = take_patches(self._targets(batch)[0], wanted_BK)
-            # One grey target serves the three channels, which is what comparing with three equal ones comes to.
+            # The decoder predicts three channels, over which the one grey target broadcasts: the same loss as with
+            # three equal target channels.
             error = pixels_BKP.float().unflatten(-1, (-1, COLOURS)) - target_BKP[..., None]
             image_loss = error.square().mean()
             losses["image_loss"] = image_loss.detach()
@@ -122,12 +132,16 @@ class MaskedRecordModel(nn.Module):
         return {"loss": total, **losses}
 
     @torch.no_grad()
-    def restore(self, batch: Batch) -> Restoration:
-        """Return what the model predicts for a batch, without dropout."""
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """Predict the whole radiograph and report of a batch, without dropout or gradients.
+
+        Unlike `forward`, which predicts masked patches alone, it predicts every patch. Whether the model trains or
+        evaluates is left as it was.
+        """
         was_training = self.training
         self.eval()
         try:
-            return self._restore(batch)
+            return self._reconstruct(batch)
         finally:
             self.train(was_training)
 
@@ -140,7 +154,10 @@ class MaskedRecordModel(nn.Module):
         return patches_BVD.mean(dim=1) if self.method.pooling == "mean" else patches_BVD.amax(dim=1)
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (targets (B, N, P), and what they must be multiplied by and then added to for grey in [0, 1])."""
+        """Return (targets (B, N, P), factor, summand): targets * factor + summand is grey in [0, 1].
+
+        Factor and summand are scalars, or of shape (B, N, 1) where each patch was normalised by itself.
+        """
         image_BCHW = batch.image_hr_BCHW if self.method.super_resolution else batch.image_lr_BCHW
         grey_BNP = patchify(image_BCHW.float(), self.target_patch)
         one = torch.ones((), device=grey_BNP.device)
@@ -151,7 +168,7 @@ class MaskedRecordModel(nn.Module):
         target_BNP, mean_BN1, std_BN1 = normalise_patches(grey_BNP)
         return target_BNP, std_BN1 * self.data.std, mean_BN1 * self.data.std + self.data.mean
 
-    def _restore(self, batch: Batch) -> Restoration:
+    def _reconstruct(self, batch: Batch) -> Reconstruction:
         order_BN, latent_BVD = self._encode(batch)
         is_visible_BN = torch.zeros_like(order_BN, dtype=torch.bool).scatter(1, order_BN[:, : self.visible], True)
         image_BCHW = token_ids_BL = report_feature_BD = None
@@ -167,7 +184,7 @@ class MaskedRecordModel(nn.Module):
             grey_BNP = pixels_BNP.float().unflatten(-1, (-1, COLOURS)).mean(dim=-1)
             _, factor, summand = self._targets(batch)
             image_BCHW = unpatchify((grey_BNP * factor + summand).clamp(0, 1), self.target_patch)
-        return Restoration(image_BCHW, is_visible_BN, token_ids_BL)
+        return Reconstruction(image_BCHW, is_visible_BN, token_ids_BL)
 
 
 def _check(model: ModelConfig, method: MethodConfig, data: PretrainDataConfig, grid: int) -> None:
@@ -175,7 +192,7 @@ def _check(model: ModelConfig, method: MethodConfig, data: PretrainDataConfig, g
         raise ConfigError(f"patches of {model.patch} do not fill {data.lr_size} pixels", where="model.patch")
     if visible_count(grid**2, method.mask_ratio) == 0:
         raise ConfigError(
-            f"hides all of the {grid**2} patches", where="method.mask_ratio", remedy="Choose a smaller one."
+            f"masks all of the {grid**2} patches", where="method.mask_ratio", remedy="Choose a smaller one."
         )
     if method.report_loss_weight and data.report_length > model.report_decoder.positions:
         raise ConfigError(

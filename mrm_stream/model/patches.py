@@ -1,4 +1,8 @@
-"""Patches of an image: cut, put back, normalised, placed, and chosen to be seen."""
+"""Images to patches and back; normalised patches, fixed positions, and the choice of the visible ones.
+
+Pure functions. Patches are numbered row by row: index n of an image of G x G patches is row n // G, column n % G. In
+the low- and the high-resolution view of a crop the same index covers the same field.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import torch
 from torch import Tensor
 
 COLOURS = 3
-"""Channels that the networks speak, as their pre-trained kin do; a radiograph fills all three with the same grey."""
+"""Channels of the encoder's input and the decoder's output, so that weights of MAE and timm fit, which are trained on
+photographs in colour; for a radiograph all three hold the same grey values."""
 
 
 def patchify(image_BCHW: Tensor, patch: int) -> Tensor:
@@ -32,12 +37,14 @@ def patchify(image_BCHW: Tensor, patch: int) -> Tensor:
     batch, channels, height, width = image_BCHW.shape
     if height % patch or width % patch:
         raise ValueError(f"patches of {patch} pixels do not fill an image of {height} x {width}")
+    # (B, C, rows, patch, columns, patch) -> (B, rows, columns, patch, patch, C): channels last, as MAE's checkpoints
+    # have them; with channels first the weights would load without a word, and mean something else.
     squares = image_BCHW.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return squares.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
 
 
 def unpatchify(patches_BNP: Tensor, patch: int) -> Tensor:
-    """Put the squares of a square image back: the inverse of `patchify`.
+    """Assemble a square image from its patches: the inverse of `patchify`.
 
     Args:
         patches_BNP: Shape (B, N, patch * patch * C), N a square number.
@@ -45,6 +52,9 @@ def unpatchify(patches_BNP: Tensor, patch: int) -> Tensor:
 
     Returns:
         Shape (B, C, H, H).
+
+    Raises:
+        ValueError: The patches do not make a square image.
 
     Example:
         >>> image = torch.rand(2, 3, 8, 8)
@@ -62,8 +72,10 @@ def unpatchify(patches_BNP: Tensor, patch: int) -> Tensor:
 def normalise_patches(grey_BNP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Give each patch mean 0 and variance 1: MAE's `norm_pix_loss`.
 
-    The reference code divides by the unbiased variance of a patch's values in three equal channels; a grey patch of P
-    values stands for 3 P values there, which is what its own sum of squares is divided by here.
+    So that the loss rewards local structure (ribs, vessels) rather than the brightness of large areas.
+
+    The reference code takes the unbiased variance of a patch's values in three equal channels: 3 P values, where the
+    grey patch here has P. The factor 3 P / (3 P - 1) gives the same number from the one channel.
 
     Args:
         grey_BNP: Patches of one channel, shape (B, N, P).
@@ -75,23 +87,23 @@ def normalise_patches(grey_BNP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     values = COLOURS * grey_BNP.shape[-1]
     mean_BN1 = grey_BNP.mean(dim=-1, keepdim=True)
     variance_BN1 = grey_BNP.var(dim=-1, keepdim=True, unbiased=False) * (values / (values - 1))
-    # The summand keeps a patch of one grey value (a collimated border) finite; it is MAE's.
+    # A patch of one grey value (a collimated border) has variance 0: 1e-6, as in MAE, avoids a division by 0.
     std_BN1 = (variance_BN1 + 1e-6).sqrt()
     return (grey_BNP - mean_BN1) / std_BN1, mean_BN1, std_BN1
 
 
 _LONGEST = {"mae": 10_000.0, "reference": 10.0}
-"""Longest wavelength of each kind of positions, in 2 pi patches."""
+"""Longest wavelength of each kind of position encoding, in units of 2 pi patches."""
 
 
 def sincos_positions(width: int, grid: int, kind: Literal["mae", "reference"]) -> Tensor:
-    """Return the fixed 2-D sine-cosine position of CLS (zeros) and of each patch.
+    """Return the fixed 2-D sine-cosine position encoding of CLS (zeros) and of each patch.
 
     The first half of the width encodes the column, the second the row; each is sines, then cosines, of the
     coordinate, at wavelengths in geometric progression from 2 pi patches up. MAE's go up to 10,000 * 2 pi. The
-    reference code divides its exponents by four times as much, and 10,000^(1/4) is 10: its waves are short, and tell
-    neighbours apart better. At width 768 the cosine of two patches side by side is .986 (MAE) or .948, of two that
-    are four apart .884 or .550. A checkpoint that is loaded brings positions of its own.
+    reference code divides its exponents by four times as much, and 10,000^(1/4) is 10: its wavelengths are short, and
+    distinguish neighbours better. At width 768 the cosine similarity of two adjacent patches is .986 (MAE) or .948, of
+    two that are four apart .884 or .550. Loading a checkpoint replaces the positions by the checkpoint's.
 
     Args:
         width: Of a token; a multiple of 4.
@@ -114,9 +126,9 @@ def sincos_positions(width: int, grid: int, kind: Literal["mae", "reference"]) -
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
-    """Return how many patches stay visible: cut off, in binary fractions, as MAE and the reference code do.
+    """Return how many patches stay visible: rounded down in floating point, as MAE and the reference code do.
 
-    So a ratio whose share of the patches is a whole number may yet leave one fewer: 100 * (1 - 0.9) is below 10.
+    Where the exact product is a whole number, the result may be one less: 100 * (1 - 0.9) is just below 10.
 
     Example:
         >>> visible_count(196, 0.75), visible_count(196, 0.9), visible_count(100, 0.9)
@@ -128,21 +140,22 @@ def visible_count(patches: int, mask_ratio: float) -> int:
 def patch_order(noise_BN: Tensor) -> Tensor:
     """Return the indexes of the patches from least to most noise, int64 (B, N); the first ones stay visible.
 
-    Equal noise keeps the patches' own order, so that every device chooses the same ones.
+    Sorting noise draws a random subset of the same size for every sample, so that a batch needs no padding. The sort
+    is stable: with equal noise every device chooses the same patches.
     """
     return torch.argsort(noise_BN, dim=1, stable=True)
 
 
-def restore_order(order_BN: Tensor) -> Tensor:
-    """Return where in `order_BN` each patch is: its inverse permutation.
+def inverse_order(order_BN: Tensor) -> Tensor:
+    """Return the inverse permutations of `order_BN`, (B, N): at which position in the order each patch is.
 
     Example:
-        >>> restore_order(torch.tensor([[2, 0, 1]])).tolist()
+        >>> inverse_order(torch.tensor([[2, 0, 1]])).tolist()
         [[1, 2, 0]]
     """
     return torch.argsort(order_BN, dim=1)
 
 
 def take_patches(tokens_BND: Tensor, indexes_BK: Tensor) -> Tensor:
-    """Return the tokens at `indexes_BK`, each sample its own, shape (B, K, D)."""
+    """Return the tokens at `indexes_BK`, (B, K, D); each sample has indexes of its own."""
     return tokens_BND.gather(1, indexes_BK[..., None].expand(-1, -1, tokens_BND.shape[-1]))

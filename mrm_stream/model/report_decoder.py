@@ -1,4 +1,4 @@
-"""Visible tokens of a report and the radiograph's feature to the hidden tokens: a small BERT."""
+"""Visible tokens of a report and the radiograph's feature to the masked tokens: a small BERT."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from mrm_stream.text.tokenizer import MASK, PAD
 
 
 class ReportDecoder(nn.Module):
-    """BERT whose every position also sees the radiograph.
+    """BERT that also sees the radiograph: its feature is added to the embedding at every position.
 
-    The output embedding is not tied to the input embedding. Its pooler takes no part; the weights are kept, untrained,
+    What the visible words do not tell must come from that feature, and so from the image encoder, which is what is kept
+    of the model.
+
+    The output embedding is not tied to the input embedding. The pooler is unused; its weights are kept, untrained,
     because checkpoints in the reference's naming hold them.
 
     Args:
@@ -48,7 +51,7 @@ class ReportDecoder(nn.Module):
         self.embeddings = BertEmbeddings(bert)  # type: ignore[no-untyped-call]
         self.encoder = BertEncoder(bert)  # type: ignore[no-untyped-call]
         self.head = BertLMPredictionHead(bert)  # type: ignore[no-untyped-call]
-        # `head.decoder` has a bias of its own; this one is read by nothing.
+        # `head.decoder` has a bias of its own; this one is unused, and would be a parameter without gradient.
         del self.head.bias
         initialise_linears(self)
         for embedding in (m for m in self.embeddings.modules() if isinstance(m, nn.Embedding)):
@@ -60,18 +63,19 @@ class ReportDecoder(nn.Module):
         self.register_buffer("pooler_bias", torch.zeros(config.width))
 
     def forward(self, feature_BD: Tensor, token_ids_BL: Tensor, is_masked_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed the visible tokens and let them and the radiograph inform each position.
+        """Return the hidden states from which the head predicts each position's token.
 
         Args:
             feature_BD: Of the radiograph, (B, D).
-            token_ids_BL: The whole report; masked tokens are hidden here.
-            is_masked_BL: True where a token is hidden.
+            token_ids_BL: The whole report, (B, L); masked tokens are replaced by [MASK] here.
+            is_masked_BL: True where a token is masked, (B, L).
 
         Returns:
             (hidden states (B, L, width) for the head, embedded tokens (B, L, width) without the radiograph).
         """
         embedded_BLD: Tensor = self.embeddings(token_ids_BL.masked_fill(is_masked_BL, MASK))
-        # [PAD] is no one's key; as a query it is restored like any other position.
+        # No position attends to [PAD], so that a report's prediction does not depend on how far it is padded. [PAD]
+        # itself attends to the report and gets a prediction, because the reference's loss is over all positions.
         is_key_B11L = (token_ids_BL != PAD)[:, None, None]
         states_BLD = embedded_BLD + self.image_embed(feature_BD)[:, None]
         hidden_BLD: Tensor = self.encoder(states_BLD, attention_mask=is_key_B11L).last_hidden_state
@@ -79,7 +83,11 @@ class ReportDecoder(nn.Module):
 
 
 def visible_mean(embedded_BLD: Tensor, token_ids_BL: Tensor, is_masked_BL: Tensor) -> Tensor:
-    """Return the mean embedding of each report's visible tokens, [CLS] among them, (B, D)."""
+    """Return the mean embedding of each report's visible tokens, [CLS] among them, (B, D): the hybrid feature.
+
+    Only visible tokens count: the image decoder must not learn of a word that the report decoder is asked for. As [CLS]
+    is always visible, there is never a division by 0.
+    """
     weight_BL1 = ((token_ids_BL != PAD) & ~is_masked_BL)[..., None].to(embedded_BLD.dtype)
     return (embedded_BLD * weight_BL1).sum(dim=1) / weight_BL1.sum(dim=1)
 
@@ -97,24 +105,25 @@ def report_losses(
 
     Args:
         head: Hidden states to logits over the vocabulary.
-        hidden_BLD: From `ReportDecoder`.
-        token_ids_BL: What should be predicted.
-        is_masked_BL: True where the decoder did not see the token.
+        hidden_BLD: Hidden states from `ReportDecoder`, (B, L, D).
+        token_ids_BL: What should be predicted, (B, L).
+        is_masked_BL: True where the token was masked, (B, L).
         over: Mean over "all" positions, visible ones and [PAD] too, or over the "masked" ones only (0 where none is).
-        masked_tokens: What the sums over masked tokens are divided by, above 0.
+        masked_tokens: What the sums over masked tokens are divided by, a scalar above 0.
 
     Returns:
         Two float32 scalars.
     """
-    logits_MK: Tensor
+    logits_MV: Tensor
     if over == "masked":
-        logits_MK = head(hidden_BLD[is_masked_BL])
-        total = functional.cross_entropy(logits_MK.float(), token_ids_BL[is_masked_BL], reduction="sum")
+        # Only masked positions reach the head, whose product with the vocabulary is the decoder's largest.
+        logits_MV = head(hidden_BLD[is_masked_BL])
+        total = functional.cross_entropy(logits_MV.float(), token_ids_BL[is_masked_BL], reduction="sum")
         loss = total / masked_tokens
         return loss, loss.detach()
     # Flat: with the vocabulary as the second of three dimensions the softmax strides, 3x slower (one CPU core).
-    logits_MK = head(hidden_BLD).flatten(0, 1)
-    entropy_M = functional.cross_entropy(logits_MK.float(), token_ids_BL.flatten(), reduction="none")
+    logits_MV = head(hidden_BLD).flatten(0, 1)
+    entropy_M = functional.cross_entropy(logits_MV.float(), token_ids_BL.flatten(), reduction="none")
     is_masked_M = is_masked_BL.flatten()
     masked_total = entropy_M.detach().masked_fill(~is_masked_M, 0).sum()
     return entropy_M.mean(), masked_total / masked_tokens

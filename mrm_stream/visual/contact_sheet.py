@@ -28,13 +28,13 @@ def picture_of(sample: ShownSample) -> Picture:
     findings = ", ".join(present[:_SHOWN_FINDINGS])
     if len(present) > _SHOWN_FINDINGS:
         findings += f" and {len(present) - _SHOWN_FINDINGS} more"
-    place = f"{sample.split} · {sample.view}" if sample.view else sample.split
+    origin = f"{sample.split} · {sample.view}" if sample.view else sample.split
     name = sample.key if len(sample.key) <= 14 else f"{sample.key[:8]}…{sample.key[-5:]}"
     try:
-        jpeg, alt = _thumbnail(sample), f"Radiograph {name}, {place}: {findings or 'no finding labelled present'}"
+        jpeg, alt = _thumbnail(sample), f"Radiograph {name}, {origin}: {findings or 'no finding labelled present'}"
     except ImageError:
         jpeg, alt = None, "does not decode: run mrm-stream verify --decode"
-    return Picture(jpeg, alt, [name, place, *([findings] if findings else [])])
+    return Picture(jpeg, alt, [name, origin, *([findings] if findings else [])])
 
 
 def _thumbnail(sample: ShownSample) -> bytes:

@@ -1,4 +1,4 @@
-"""Pictures: restored radiographs and reports, and the curves of a run."""
+"""Pictures: reconstructed radiographs and reports, and the curves of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.storage.publish import check_folder, make_private_folder, publish_bytes
 from mrm_stream.training.metrics import read_metrics
-from mrm_stream.visual.reconstructions import RestoredSample, Word
+from mrm_stream.visual.reconstructions import ReconstructedSample, Word
 
 PANEL = 336
 """Side of one radiograph in the figure, in pixels."""
@@ -29,33 +29,33 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def restoration_figure(samples: Sequence[RestoredSample]) -> Image.Image:
-    """Return one row a sample: masked radiograph, restoration, truth, and the report with its restored words.
+def reconstruction_figure(samples: Sequence[ReconstructedSample]) -> Image.Image:
+    """Return one row a sample: masked radiograph, reconstruction, truth, and the report with its reconstructed words.
 
-    Restored words are green where they are right; where they are wrong, the restored word is red and the true one
-    follows it in grey brackets.
+    Reconstructed words are green where they are right; where they are wrong, the reconstructed word is red and the true
+    one follows it in grey brackets.
     """
     header, row = 34, PANEL + MARGIN
     width = 3 * (PANEL + MARGIN) + TEXT_WIDTH + 2 * MARGIN
     picture = Image.new("RGB", (width, header + row * len(samples) + 30), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     bold, small = _font(15, bold=True), _font(12)
-    titles = ("masked radiograph", "restoration", "truth", "report")
+    titles = ("masked radiograph", "reconstruction", "truth", "report")
     for number, title in enumerate(titles):
         draw.text((MARGIN + number * (PANEL + MARGIN), 10), title, INK, bold)
     for number, sample in enumerate(samples):
         top = header + number * row
-        for column, image_HW in enumerate((sample.masked_HW, sample.restored_HW, sample.truth_HW)):
+        for column, image_HW in enumerate((sample.masked_HW, sample.reconstructed_HW, sample.truth_HW)):
             panel = Image.fromarray(image_HW).resize((PANEL, PANEL), Image.Resampling.LANCZOS)
             picture.paste(panel, (MARGIN + column * (PANEL + MARGIN), top))
         left = MARGIN + 3 * (PANEL + MARGIN)
         _write_words(draw, sample.words, left, top, bottom=top + PANEL)
-    legend = "visible word      restored rightly      restored wrongly [truth]"
+    legend = "visible word      reconstructed correctly      reconstructed wrongly [truth]"
     x: float = MARGIN + 3 * (PANEL + MARGIN)
     for text, colour in zip(legend.split("      "), (INK, RIGHT, WRONG), strict=True):
         draw.text((x, picture.height - 22), text, colour, small)
         x += small.getlength(text) + 24
-    note = "visible patches of the restoration are the true ones"
+    note = "visible patches of the reconstruction are the true ones"
     draw.text((MARGIN, picture.height - 22), note, FAINT, small)
     return picture
 
@@ -74,18 +74,18 @@ def _fits(words: Sequence[Word], size: int, height: int) -> bool:
 
 
 def _layout(words: Sequence[Word], size: int) -> list[tuple[float, int, str, tuple[int, int, int], bool]]:
-    """Return each piece of text with its place relative to the column, its colour, and whether it is bold."""
+    """Return each piece of text with its position (x, y) in the column, its colour, and whether it is bold."""
     fonts = {bold: _font(size, bold=bold) for bold in (False, True)}
     space, line = fonts[False].getlength(" "), round(size * 1.5)
     placed: list[tuple[float, int, str, tuple[int, int, int], bool]] = []
     x, y = 0.0, 0
     for word in words:
-        if word.restored is None:
+        if word.reconstructed is None:
             pieces = [(word.truth, INK, False)]
-        elif word.restored == word.truth:
+        elif word.reconstructed == word.truth:
             pieces = [(word.truth, RIGHT, True)]
         else:
-            pieces = [(word.restored, WRONG, True), (f"[{word.truth}]", FAINT, False)]
+            pieces = [(word.reconstructed, WRONG, True), (f"[{word.truth}]", FAINT, False)]
         for text, colour, bold in pieces:
             length = fonts[bold].getlength(text)
             if x + length > TEXT_WIDTH and x > 0:
@@ -110,7 +110,7 @@ def curves_figure(run: Path) -> Image.Image:
     if names[-2:] == ["report_loss", "report_loss_masked"] and all(
         line[names[-1]] == line[names[-2]] for line in lines
     ):
-        names.pop(-2)  # The loss is over hidden words alone: the name of the other says so.
+        names.pop(-2)  # The loss is over masked words alone: the name of the other says so.
     figure = Figure(figsize=(4 * len(names), 3), dpi=110, layout="constrained")
     epochs = [line["epoch"] for line in lines]
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

@@ -80,7 +80,7 @@ figcaption { font-size: .88rem; margin-top: .3rem; }
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, what stands below it, and the sections within."""
+    """A heading, what follows it, and the sections within."""
 
     title: str
     parts: Sequence[Markup] = ()
@@ -92,14 +92,14 @@ class Picture:
     """One picture of a gallery."""
 
     jpeg: bytes | None
-    """None: there is none to show; the alternative text stands in its place."""
+    """None: there is none to show; the alternative text is shown instead."""
     alt: str
     caption: Sequence[str]
     """Lines; the first is the picture's name."""
 
 
 def paragraph(text: str, *, kind: str | None = None) -> Markup:
-    """Return a paragraph; `kind` may be `notice` (set off from all else) or `lead` (below a title)."""
+    """Return a paragraph; `kind` may be `notice` (set apart from all else) or `lead` (below a title)."""
     return Markup(f"<p{_class(kind)}>{escape(text)}</p>")
 
 
@@ -115,7 +115,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str | in
     Args:
         caption: What the table tells.
         columns: Names; that of the first column too.
-        rows: As many cells each as there are columns. Text with a digit in front, and numbers, stand at the right.
+        rows: As many cells each as there are columns. Numbers, and text that begins with a digit, are right-aligned.
     """
     assert all(len(row) == len(columns) for row in rows)
     numeric = [
@@ -165,7 +165,7 @@ def drawing(figure: Figure, name: str, alt: str, caption: str = "") -> Markup:
         figure: What is drawn.
         name: Unique on the page; lower-case letters and hyphens.
         alt: What it shows, for those who do not see it.
-        caption: Stands below it.
+        caption: Text below it.
     """
     import matplotlib
 
@@ -195,7 +195,7 @@ def page(title: str, parts: Sequence[Markup], sections: Sequence[Section]) -> st
 
     Args:
         title: Of the page; its heading too.
-        parts: What stands above the first section.
+        parts: What comes before the first section.
         sections: In their order; headings go from level 2 down, as deep as sections lie in each other.
     """
     inside = "".join([*parts, *(_section(section, 2) for section in sections)])
@@ -220,7 +220,7 @@ def write_page(html: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the folder cannot be made: {error.strerror}", where=out.parent, remedy="Choose another place."
+            f"the folder cannot be made: {error.strerror}", where=out.parent, remedy="Choose another folder."
         ) from error
     publish_bytes(out, html.encode())
 

@@ -1,4 +1,4 @@
-"""What a trained model makes of some samples: the contents of the paper's Figure 3."""
+"""What a trained model reconstructs of some samples: the contents of the paper's Figure 3."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ from mrm_stream.training.trainer import load_run, make_batches
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a report, as it is shown."""
+    """One word of a report, as the figure shows it."""
 
     truth: str
-    restored: str | None
-    """What the model put in its place; None where the word was visible."""
+    reconstructed: str | None
+    """What the model predicted; None where the word was visible."""
 
     @property
     def is_counted(self) -> bool:
-        """Whether this was a hidden word, not a full stop or a comma, which are restored easily."""
-        return self.restored is not None and any(character.isalnum() for character in self.truth)
+        """Whether this word was masked and is more than punctuation, which is easily predicted."""
+        return self.reconstructed is not None and any(character.isalnum() for character in self.truth)
 
 
 @dataclass(frozen=True)
-class RestoredSample:
-    """One radiograph and its report: what was hidden, and what became of it."""
+class ReconstructedSample:
+    """One radiograph and its report: as the model saw them, as it reconstructed them, and as they are."""
 
     key: str
     masked_HW: NDArray[np.uint8]
-    """What the encoder saw, at high resolution; hidden patches are mid-grey."""
-    restored_HW: NDArray[np.uint8]
-    """Hidden patches as the model restored them, visible ones as they were."""
+    """What the encoder saw, at high resolution, (H, H); masked patches are mid-grey."""
+    reconstructed_HW: NDArray[np.uint8]
+    """Masked patches as the model reconstructed them, visible ones as they were, (H, H)."""
     truth_HW: NDArray[np.uint8]
+    """The radiograph's central square, (H, H)."""
     words: list[Word]
     split: str
-    """The part of the data set that it was drawn from."""
+    """The split of the data set that it was drawn from."""
 
 
-def restore_samples(run: Path, shards: AnyPath | None, split: str | None, count: int) -> list[RestoredSample]:
-    """Mask some samples as in training, without augmentation, and restore them with a run's newest checkpoint.
+def reconstruct_samples(run: Path, shards: AnyPath | None, split: str | None, count: int) -> list[ReconstructedSample]:
+    """Mask some samples as in training, without augmentation, and reconstruct them with a run's newest checkpoint.
 
     Args:
         run: Directory of a run.
@@ -67,15 +68,15 @@ def restore_samples(run: Path, shards: AnyPath | None, split: str | None, count:
     """
     config, checkpoint, model = load_run(run)
     if not config.method.image_loss_weight or not config.method.report_loss_weight:
-        raise ConfigError("the run restores only one of image and report", where=run, remedy="Take a run of both.")
-    place = shards if shards is not None else parse_path(config.data.shards)
-    if shards is None and not is_folder(place):
+        raise ConfigError("the run reconstructs only one of image and report", where=run, remedy="Take a run of both.")
+    directory = shards if shards is not None else parse_path(config.data.shards)
+    if shards is None and not is_folder(directory):
         raise ShardError(
             "the data set that the run was trained on is not here",
             where=config.data.shards,
             remedy="Say where it is now: --shards DIR.",
         )
-    opened = _open(place, split, config.data)
+    opened = _open(directory, split, config.data)
     if opened.reports.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
         raise CheckpointError(
             f"was trained with another tokenizer than that of {opened.directory}",
@@ -89,27 +90,27 @@ def restore_samples(run: Path, shards: AnyPath | None, split: str | None, count:
     draws = [Draw(opened.sample(index), epoch=0) for index in indexes]
     batch = batches.whole(draws).take()
     batches.close()
-    restoration = model.restore(batch)
-    assert restoration.image_BCHW is not None
-    assert restoration.token_ids_BL is not None
+    reconstruction = model.reconstruct(batch)
+    assert reconstruction.image_BCHW is not None
+    assert reconstruction.token_ids_BL is not None
     tokenizer = load_tokenizer(opened.tokenizer_file())
     token_ids_BL, is_masked_BL = batch.token_ids_BL.cpu(), batch.token_is_masked_BL.cpu()
-    restored_ids_BL = restoration.token_ids_BL.cpu()
+    reconstructed_ids_BL = reconstruction.token_ids_BL.cpu()
     is_word_BL = (token_ids_BL != PAD) & (token_ids_BL != CLS)
     samples = []
     for number, draw in enumerate(draws):
         truth_HW = _to_uint8(batch.image_hr_BCHW[number, 0] * config.data.std + config.data.mean)
-        seen_HW = _upsampled(restoration.is_visible_BN[number].cpu().numpy(), truth_HW.shape[0])
-        restored_HW = _to_uint8(_resized(restoration.image_BCHW[number, 0], truth_HW.shape[0]))
+        seen_HW = _upsampled(reconstruction.is_visible_BN[number].cpu().numpy(), truth_HW.shape[0])
+        reconstructed_HW = _to_uint8(_resized(reconstruction.image_BCHW[number, 0], truth_HW.shape[0]))
         samples.append(
-            RestoredSample(
+            ReconstructedSample(
                 key=draw.sample.key,
                 masked_HW=np.where(seen_HW, truth_HW, np.uint8(128)),
-                restored_HW=np.where(seen_HW, truth_HW, restored_HW),
+                reconstructed_HW=np.where(seen_HW, truth_HW, reconstructed_HW),
                 truth_HW=truth_HW,
                 words=words_of(
                     token_strings(tokenizer, token_ids_BL[number][is_word_BL[number]].tolist()),
-                    token_strings(tokenizer, restored_ids_BL[number][is_word_BL[number]].tolist()),
+                    token_strings(tokenizer, reconstructed_ids_BL[number][is_word_BL[number]].tolist()),
                     is_masked_BL[number][is_word_BL[number]].tolist(),
                 ),
                 split=opened.split,
@@ -118,26 +119,26 @@ def restore_samples(run: Path, shards: AnyPath | None, split: str | None, count:
     return samples
 
 
-def counted_words(samples: Sequence[RestoredSample]) -> tuple[int, int]:
-    """Return how many hidden words were restored rightly, and how many were hidden; punctuation is no word."""
+def counted_words(samples: Sequence[ReconstructedSample]) -> tuple[int, int]:
+    """Return how many masked words were reconstructed correctly, and how many were masked; punctuation is no word."""
     counted = [word for sample in samples for word in sample.words if word.is_counted]
-    return sum(word.restored == word.truth for word in counted), len(counted)
+    return sum(word.reconstructed == word.truth for word in counted), len(counted)
 
 
-def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence[bool]) -> list[Word]:
-    """Join `##` pieces to words; a word of which any piece was hidden counts as restored.
+def words_of(tokens: Sequence[str], reconstructed: Sequence[str], is_masked: Sequence[bool]) -> list[Word]:
+    """Join `##` pieces to words; a word of which any piece was masked counts as masked.
 
     Args:
         tokens: The report's tokens.
-        restored: What the model puts at each of their places.
-        is_masked: Whether the token was hidden; what the model puts in the place of a visible one is left aside.
+        reconstructed: What the model predicts at each of their positions.
+        is_masked: Whether the token was masked; predictions at visible positions are ignored.
 
     Example:
         >>> words_of(["pleural", "effu", "##sion"], ["the", "effu", "##sions"], [False, True, True])
-        [Word(truth='pleural', restored=None), Word(truth='effusion', restored='effusions')]
+        [Word(truth='pleural', reconstructed=None), Word(truth='effusion', reconstructed='effusions')]
     """
     words: list[list[tuple[str, str, bool]]] = []
-    for piece in zip(tokens, restored, is_masked, strict=True):
+    for piece in zip(tokens, reconstructed, is_masked, strict=True):
         if piece[0].startswith("##") and words:
             words[-1].append(piece)
         else:
@@ -145,8 +146,8 @@ def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence
     return [
         Word(
             truth="".join(truth.removeprefix("##") for truth, _, _ in pieces),
-            restored="".join((guess if hidden else truth).removeprefix("##") for truth, guess, hidden in pieces)
-            if any(hidden for _, _, hidden in pieces)
+            reconstructed="".join((guess if masked else truth).removeprefix("##") for truth, guess, masked in pieces)
+            if any(masked for _, _, masked in pieces)
             else None,
         )
         for pieces in words
@@ -155,7 +156,8 @@ def words_of(tokens: Sequence[str], restored: Sequence[str], is_masked: Sequence
 
 def _open(directory: AnyPath, split: str | None, data: PretrainDataConfig) -> ShardSet:
     if split is None:
-        # Only where there are no others: what is damaged must not turn into samples that training knows.
+        # By the manifest, not by what opens: where the validation split is damaged, that is an error, never a reason
+        # to show samples that the model was trained on.
         split = "validate" if read_manifest(directory).samples("validate") else "train"
     return open_set(directory, split, data)
 
@@ -166,7 +168,7 @@ def _to_uint8(image_HW: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _resized(image_HW: torch.Tensor, side: int) -> torch.Tensor:
-    # Without super-resolution the restoration has the encoder's resolution.
+    # Without super-resolution the reconstruction has the encoder's resolution.
     return torch.nn.functional.interpolate(image_HW[None, None].float(), (side, side), mode="bilinear")[0, 0]
 
 

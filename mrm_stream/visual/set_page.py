@@ -193,8 +193,8 @@ def _label_drawing(summary: Summary) -> Markup:
     alt = (
         f"Bars: share of samples with each finding present, uncertain and absent, by split. Most often present: {most}."
     )
-    left_out = len(summary.whole.labels) - len(findings)
-    caption = f"The {len(findings)} findings most often present; the tables have {left_out} more." if left_out else ""
+    others = len(summary.whole.labels) - len(findings)
+    caption = f"The {len(findings)} findings most often present; the tables have {others} more." if others else ""
     return drawing(figure, "labels", alt, caption)
 
 
@@ -267,7 +267,7 @@ def _mask_parts(summary: Summary) -> list[Markup]:
         axis.set_xlabel("% of the image that a mask covers")
         half = f"{percentile(whole.mask_permille, 0.5) / 10:.1f}%"
         alt = f"Histogram of the masks' areas: half cover up to {half} of the image."
-        parts.append(drawing(figure, "masks", alt, "Empty masks are left out."))
+        parts.append(drawing(figure, "masks", alt, "Empty masks are not counted."))
     return parts
 
 
@@ -290,7 +290,7 @@ def _quarantine(summary: Summary) -> Markup:
     if not quarantined:
         return paragraph("Nothing: every record was packed.")
     rows = _ranked(quarantined)
-    return table("Records left out, by reason; quarantine.jsonl names each", ("reason", "records"), rows)
+    return table("Records skipped, by reason; quarantine.jsonl names each", ("reason", "records"), rows)
 
 
 def _recipe_table(summary: Summary) -> Markup:
@@ -311,12 +311,12 @@ def _bars(axis: Axes, counts: Mapping[int, int], *, split_at: int | None = None,
     least, most = min(counts), max(counts)
     width = next(width for width in _widths() if (most - least) // width < _BARS)
     heights: Counter[int] = Counter()
-    # A bar never stands on both sides of the border.
+    # No bar covers both sides of the border.
     start = 0 if split_at is None else (split_at + 1) % width
     for number, count in counts.items():
         heights[(number - start) // width] += count
-    colours = [SECOND if split_at is not None and place * width + start > split_at else ACCENT for place in heights]
-    middles = [(place * width + start + (width - 1) / 2) / unit for place in heights]
+    colours = [SECOND if split_at is not None and number * width + start > split_at else ACCENT for number in heights]
+    middles = [(number * width + start + (width - 1) / 2) / unit for number in heights]
     axis.bar(middles, list(heights.values()), width=0.9 * width / unit, color=colours, clip_on=False)
     if len(heights) == 1:
         axis.set_xlim(middles[0] - 20 * width / unit, middles[0] + 20 * width / unit)

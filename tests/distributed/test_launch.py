@@ -55,7 +55,7 @@ def test_ranks_do_not_outlive_torchrun_that_is_killed(run: Run) -> None:
 def test_what_can_be_told_at_once_is_told_in_two_lines_and_leaves_nothing_behind(run: Run) -> None:
     result = launch(run, "method.mask_ratio=0.999")
     assert result.returncode == 1
-    assert result.stderr == "Error: method.mask_ratio: hides all of the 16 patches\n  Choose a smaller one.\n"
+    assert result.stderr == "Error: method.mask_ratio: masks all of the 16 patches\n  Choose a smaller one.\n"
     assert not run.out.exists()
 
 

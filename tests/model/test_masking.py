@@ -1,4 +1,4 @@
-"""Which tokens and patches are hidden."""
+"""Which tokens and patches are masked."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def _reports(count: int, seed: int, *, longest: int = LENGTH + 3) -> list[NDArra
 
 def _word_by_word(token_ids: list[int], noise: list[float], ratio: float) -> list[bool]:
     """The reference code's rule, one position after the other."""
-    hidden = [False] * len(token_ids)
+    is_masked = [False] * len(token_ids)
     draws = list(noise)
     for place in range(1, len(token_ids) - 1):
         if token_ids[place] == PAD:
             break
         if IS_CONTINUATION_V[token_ids[place]]:
-            hidden[place] = hidden[place - 1]
+            is_masked[place] = is_masked[place - 1]
         else:
-            hidden[place] = draws[place] < ratio
-    return hidden
+            is_masked[place] = draws[place] < ratio
+    return is_masked
 
 
 @given(st.integers(0, 2**32), st.floats(0, 0.99))
@@ -94,7 +94,7 @@ def test_token_mode_hides_each_token_by_itself() -> None:
 
 
 @pytest.mark.parametrize("mode", ["word", "token"])
-def test_cls_and_padding_are_never_hidden(mode: Literal["word", "token"]) -> None:
+def test_cls_and_padding_are_never_masked(mode: Literal["word", "token"]) -> None:
     reports = _reports(300, 1, longest=8)
     token_ids_BL = pad_reports(reports, LENGTH)
     masked_BL = _masked(reports, mode=mode, ratio=0.99)
@@ -147,7 +147,7 @@ def test_reports_are_cut_and_padded() -> None:
     ]
 
 
-def test_words_of_the_references_tokenizer_are_hidden_whole(shared: Path) -> None:
+def test_words_of_the_references_tokenizer_are_masked_whole(shared: Path) -> None:
     tokenizer = load_tokenizer(shared / "data" / "mimic_wordpiece.json")
     is_continuation_V = continuation_table(tokenizer)
     report = encode_report(tokenizer, "No pneumothoraxoid zzyzxian consolidation of 1234 electrocardiographically.")

@@ -45,8 +45,8 @@ def _losses(model: MaskedRecordModel, batch: Batch) -> dict[str, float]:
 
 
 def _with_hr_patches_changed(batch: Batch, model: MaskedRecordModel, visible: bool) -> Batch:
-    """Return the batch with noise over all visible, or all hidden, patches of its target and of its input."""
-    is_visible_BN = model.restore(batch).is_visible_BN.reshape(-1, 1, 4, 4)
+    """Return the batch with noise over all visible, or all masked, patches of its target and of its input."""
+    is_visible_BN = model.reconstruct(batch).is_visible_BN.reshape(-1, 1, 4, 4)
     images = []
     for image, side in ((batch.image_hr_BCHW, 16), (batch.image_lr_BCHW, 8)):
         here = is_visible_BN.repeat_interleave(side, 2).repeat_interleave(side, 3) == visible
@@ -105,9 +105,9 @@ def test_weight_of_zero_leaves_the_decoder_out(make_model: Maker, batch: Batch, 
     assert losses["loss"].item() == losses[f"{other}_loss"].item()
     losses["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.image_encoder.parameters())
-    restoration = model.restore(batch)
-    assert (restoration.image_BCHW is None) == (absent == "image")
-    assert (restoration.token_ids_BL is None) == (absent == "report")
+    reconstruction = model.reconstruct(batch)
+    assert (reconstruction.image_BCHW is None) == (absent == "image")
+    assert (reconstruction.token_ids_BL is None) == (absent == "report")
 
 
 # Image masking
@@ -118,19 +118,19 @@ def test_mask_ratio_sets_what_the_encoder_sees(make_model: Maker, batch: Batch, 
     model = make_model(mask_ratio=ratio, pixel_target="pixels")
     seen_BV = _inputs_of(model.image_encoder, lambda: model(batch))[1]
     assert torch.equal(seen_BV, batch.patch_noise_BN.argsort(dim=1)[:, :visible])
-    assert model.restore(batch).is_visible_BN.sum(dim=1).tolist() == [visible] * 3
+    assert model.reconstruct(batch).is_visible_BN.sum(dim=1).tolist() == [visible] * 3
     wanted_BK = _inputs_of(model.image_decoder, lambda: model(batch))[2]
     assert wanted_BK.shape == (3, 16 - visible if visible < 16 else 16)
 
 
-def test_hidden_patches_do_not_reach_the_encoder_and_visible_ones_are_not_compared(
+def test_masked_patches_do_not_reach_the_encoder_and_visible_ones_are_not_compared(
     make_model: Maker, batch: Batch
 ) -> None:
     model = make_model(pixel_target="pixels", report_loss_weight=0.0)
     latent_BVD = _inputs_of(model.image_decoder, lambda: model(batch))[0]
-    hidden_changed = _with_hr_patches_changed(batch, model, visible=False)
-    assert torch.equal(_inputs_of(model.image_decoder, lambda: model(hidden_changed))[0], latent_BVD)
-    assert _losses(model, hidden_changed) != _losses(model, batch)
+    masked_changed = _with_hr_patches_changed(batch, model, visible=False)
+    assert torch.equal(_inputs_of(model.image_decoder, lambda: model(masked_changed))[0], latent_BVD)
+    assert _losses(model, masked_changed) != _losses(model, batch)
     visible_changed = _with_hr_patches_changed(batch, model, visible=True)
     assert not torch.equal(_inputs_of(model.image_decoder, lambda: model(visible_changed))[0], latent_BVD)
     visible_target_changed = replace(batch, image_hr_BCHW=visible_changed.image_hr_BCHW)
@@ -153,7 +153,7 @@ def test_visible_patches_are_embedded_as_by_timm_on_three_channels(batch: Batch)
 @pytest.mark.parametrize("ratio", [0.75, 0.0])
 @pytest.mark.parametrize("target", ["pixels", "patch_normalized", "image_normalized"])
 @pytest.mark.parametrize("super_resolution", [True, False])
-def test_image_loss_is_the_mean_square_over_hidden_patches_in_three_channels(
+def test_image_loss_is_the_mean_square_over_masked_patches_in_three_channels(
     make_model: Maker, batch: Batch, ratio: float, target: str, super_resolution: bool
 ) -> None:
     model = make_model(mask_ratio=ratio, pixel_target=target, super_resolution=super_resolution)
@@ -170,7 +170,7 @@ def test_image_loss_is_the_mean_square_over_hidden_patches_in_three_channels(
     assert pixels_BNP.shape == target_BNP.shape
     is_compared_BN = torch.ones(3, 16, dtype=torch.bool)
     if ratio:
-        is_compared_BN = ~model.restore(batch).is_visible_BN
+        is_compared_BN = ~model.reconstruct(batch).is_visible_BN
     expected = (pixels_BNP - target_BNP)[is_compared_BN].square().mean()
     assert _losses(model, batch)["image_loss"] == pytest.approx(expected.item(), rel=1e-5)
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from mrm_stream.model.patches import (
+    inverse_order,
     normalise_patches,
     patch_order,
     patchify,
-    restore_order,
     sincos_positions,
     take_patches,
     unpatchify,
@@ -114,9 +114,9 @@ def test_the_least_noise_comes_first_and_equal_noise_in_order() -> None:
     assert patch_order(noise_BN).tolist() == [[4, 1, 3, 0, 2]]
 
 
-def test_restore_order_undoes_the_order() -> None:
+def test_inverse_order_undoes_the_order() -> None:
     tokens_BND = torch.rand(3, 16, 5)
     order_BN = patch_order(torch.rand(3, 16))
     shuffled_BND = take_patches(tokens_BND, order_BN)
     assert torch.equal(shuffled_BND[2, 0], tokens_BND[2, order_BN[2, 0]])
-    assert torch.equal(take_patches(shuffled_BND, restore_order(order_BN)), tokens_BND)
+    assert torch.equal(take_patches(shuffled_BND, inverse_order(order_BN)), tokens_BND)

@@ -28,7 +28,7 @@ class _Oracle(nn.Module):
 
 @pytest.mark.parametrize("target", ["pixels", "patch_normalized", "image_normalized"])
 @pytest.mark.parametrize("super_resolution", [True, False])
-def test_a_perfect_prediction_restores_the_radiograph(
+def test_a_perfect_prediction_reconstructs_the_radiograph(
     make_model: Maker, batch: Batch, target: str, super_resolution: bool
 ) -> None:
     model = make_model(pixel_target=target, super_resolution=super_resolution)
@@ -38,15 +38,15 @@ def test_a_perfect_prediction_restores_the_radiograph(
     if target == "patch_normalized":
         target_BNP = (target_BNP - target_BNP.mean(-1, True)) / target_BNP.std(-1, keepdim=True)
     model.image_decoder = _Oracle(target_BNP)  # type: ignore[assignment]
-    restored_BCHW = model.restore(batch).image_BCHW
+    reconstructed_BCHW = model.reconstruct(batch).image_BCHW
     # The unbiased variance of one channel is a little larger than that of three equal ones.
-    torch.testing.assert_close(restored_BCHW, grey_BCHW.clamp(0, 1), rtol=0, atol=0.02)
+    torch.testing.assert_close(reconstructed_BCHW, grey_BCHW.clamp(0, 1), rtol=0, atol=0.02)
     assert model(batch)["image_loss"].item() < 1e-3
 
 
-def test_restoration_is_of_the_batch_and_leaves_the_model_as_it_was(make_model: Maker, batch: Batch) -> None:
+def test_reconstruction_is_of_the_batch_and_leaves_the_model_as_it_was(make_model: Maker, batch: Batch) -> None:
     model = make_model(dropout=0.5, hybrid_features=True).train()
-    first, second = model.restore(batch), model.restore(batch)
+    first, second = model.reconstruct(batch), model.reconstruct(batch)
     assert model.training
     assert model.report_decoder is not None
     assert model.report_decoder.training

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.model.mrm import MaskedRecordModel
-from mrm_stream.model.patches import patch_order, restore_order
+from mrm_stream.model.patches import inverse_order, patch_order
 from mrm_stream.pretrained.weights import load_reference, reference_name, to_reference
 from mrm_stream.records import Batch
 
@@ -97,13 +97,13 @@ def test_masked_only_report_loss_agrees(reference: Reference) -> None:
     assert losses["report_loss_masked"].item() == losses["report_loss"].item()
 
 
-def test_inputs_are_hidden_alike(reference: Reference) -> None:
+def test_inputs_are_masked_alike(reference: Reference) -> None:
     batch, tensors = reference.batch(), reference.tensors
-    hidden_BL = batch.token_ids_BL.masked_fill(batch.token_is_masked_BL, 3)
-    assert torch.equal(hidden_BL, tensors["in.ids"])
+    masked_BL = batch.token_ids_BL.masked_fill(batch.token_is_masked_BL, 3)
+    assert torch.equal(masked_BL, tensors["in.ids"])
     assert torch.equal((batch.token_ids_BL != 0).long(), tensors["in.attention_mask"])
-    assert torch.equal(restore_order(patch_order(batch.patch_noise_BN)), tensors["out.ids_restore"])
-    assert torch.equal(reference.model().restore(batch).is_visible_BN, tensors["out.mask"] == 0)
+    assert torch.equal(inverse_order(patch_order(batch.patch_noise_BN)), tensors["out.ids_restore"])
+    assert torch.equal(reference.model().reconstruct(batch).is_visible_BN, tensors["out.mask"] == 0)
 
 
 @torch.no_grad()

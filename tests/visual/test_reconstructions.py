@@ -19,8 +19,8 @@ from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.shard_set import ShardSet
 from mrm_stream.training.checkpoint import save_checkpoint
 from mrm_stream.training.trainer import make_model
-from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_place, curves_figure, restoration_figure
-from mrm_stream.visual.reconstructions import RestoredSample, Word, counted_words, restore_samples, words_of
+from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_place, curves_figure, reconstruction_figure
+from mrm_stream.visual.reconstructions import ReconstructedSample, Word, counted_words, reconstruct_samples, words_of
 
 SETTINGS = """
 data: {hr_size: 64, lr_size: 32, report_length: 40, threads: 1}
@@ -54,32 +54,35 @@ def make_run(folder: Path, shards: Path, *overrides: str, **changes: object) -> 
     return folder
 
 
-def test_a_run_s_samples_are_masked_and_restored(shards: Path, tmp_path: Path) -> None:
-    samples = restore_samples(make_run(tmp_path, shards), None, None, 2)
+def test_a_run_s_samples_are_masked_and_reconstructed(shards: Path, tmp_path: Path) -> None:
+    samples = reconstruct_samples(make_run(tmp_path, shards), None, None, 2)
     assert len(samples) == 2
     assert samples[0].key != samples[1].key
     assert {sample.split for sample in samples} == {"validate"}
     for sample in samples:
-        # 3/4 of the 16 patches of 16 x 16 pixels are hidden; the others are the truth, in both pictures.
+        # 3/4 of the 16 patches of 16 x 16 pixels are masked; the others are the truth, in both pictures.
         patches = [
             (slice(top, top + 16), slice(left, left + 16)) for top in range(0, 64, 16) for left in range(0, 64, 16)
         ]
-        hidden = [patch for patch in patches if (sample.masked_HW[patch] == 128).all()]
-        assert len(hidden) == 12
+        masked = [patch for patch in patches if (sample.masked_HW[patch] == 128).all()]
+        assert len(masked) == 12
         for patch in patches:
-            if patch not in hidden:
+            if patch not in masked:
                 np.testing.assert_array_equal(sample.masked_HW[patch], sample.truth_HW[patch])
-                np.testing.assert_array_equal(sample.restored_HW[patch], sample.truth_HW[patch])
+                np.testing.assert_array_equal(sample.reconstructed_HW[patch], sample.truth_HW[patch])
         assert sample.truth_HW.std() > 20
         assert sample.words[0].truth == "final"
-        assert any(word.restored is not None for word in sample.words)
-        assert any(word.restored is None for word in sample.words)
+        assert any(word.reconstructed is not None for word in sample.words)
+        assert any(word.reconstructed is None for word in sample.words)
 
 
 def test_they_are_spread_over_the_split_and_the_truth_is_what_the_radiographs_decode_to(
     shards: Path, tmp_path: Path
 ) -> None:
-    samples, opened = restore_samples(make_run(tmp_path, shards), shards, "train", 3), ShardSet.open(shards, "train")
+    samples, opened = (
+        reconstruct_samples(make_run(tmp_path, shards), shards, "train", 3),
+        ShardSet.open(shards, "train"),
+    )
     assert len(opened) >= 9
     last = len(opened) - 1
     drawn = [opened.sample(index) for index in (0, round(last / 2), last)]
@@ -95,33 +98,33 @@ def test_they_are_spread_over_the_split_and_the_truth_is_what_the_radiographs_de
 
 def test_the_picture_of_a_sample_is_the_same_each_time(shards: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, shards)
-    one, other = (restore_samples(run, shards, "train", 1)[0] for _ in range(2))
+    one, other = (reconstruct_samples(run, shards, "train", 1)[0] for _ in range(2))
     assert one.words == other.words
-    np.testing.assert_array_equal(one.restored_HW, other.restored_HW)
+    np.testing.assert_array_equal(one.reconstructed_HW, other.reconstructed_HW)
 
 
 def test_shards_of_another_tokenizer_are_refused(shards: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, shards, tokenizer_sha256="0" * 64)
     with pytest.raises(CheckpointError, match="was trained with another tokenizer"):
-        restore_samples(run, None, None, 1)
+        reconstruct_samples(run, None, None, 1)
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        restore_samples(tmp_path, None, None, 1)
+        reconstruct_samples(tmp_path, None, None, 1)
 
 
 def test_a_run_of_images_alone_is_refused(shards: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, shards, "method.report_loss_weight=0")
-    with pytest.raises(ConfigError, match="restores only one of image and report"):
-        restore_samples(run, None, None, 1)
+    with pytest.raises(ConfigError, match="reconstructs only one of image and report"):
+        reconstruct_samples(run, None, None, 1)
 
 
 def test_a_set_without_validation_samples_shows_training_ones(tmp_path: Path) -> None:
     write_phantom_tree(tmp_path / "tree", 2, size=80, workers=1, progress=None)
     pack("mimic", tmp_path / "tree", tmp_path / "shards", options=PackOptions(short_side=80, vocabulary=100))
-    samples = restore_samples(make_run(tmp_path, tmp_path / "shards"), None, None, 2)
+    samples = reconstruct_samples(make_run(tmp_path, tmp_path / "shards"), None, None, 2)
     assert {sample.split for sample in samples} == {"train"}
 
 
@@ -133,27 +136,27 @@ def test_damaged_validation_samples_do_not_become_training_ones(shards: Path, tm
     for shard in found:
         shard.unlink()
     with pytest.raises(ShardError, match=r"validate-\d+.tar: cannot be read"):
-        restore_samples(run, damaged, None, 1)
+        reconstruct_samples(run, damaged, None, 1)
 
 
 def test_a_data_set_that_was_moved_can_be_named(shards: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, shards, f"data.shards={tmp_path / 'moved'}")
     with pytest.raises(ShardError, match="is not here\n  Say where it is now: --shards DIR"):
-        restore_samples(run, None, None, 1)
-    assert len(restore_samples(run, shards, None, 1)) == 1
+        reconstruct_samples(run, None, None, 1)
+    assert len(reconstruct_samples(run, shards, None, 1)) == 1
 
 
 def test_punctuation_is_not_counted_as_words() -> None:
     flat = np.zeros((64, 64), np.uint8)
     words = [Word("clear", "clear"), Word(".", "."), Word("___", "___"), Word("2", "3"), Word("lungs", None)]
-    samples = [RestoredSample(key, flat, flat, flat, words, "train") for key in "ab"]
+    samples = [ReconstructedSample(key, flat, flat, flat, words, "train") for key in "ab"]
     assert counted_words(samples) == (2, 4)
 
 
 def test_words_are_put_together_from_their_pieces() -> None:
     tokens = ["no", "pneumo", "##thorax", "##es", ".", "##x"]
-    restored = ["a", "pneumo", "##nia", "##s", ":", "y"]
-    words = words_of(tokens, restored, [False, True, True, False, True, False])
+    reconstructed = ["a", "pneumo", "##nia", "##s", ":", "y"]
+    words = words_of(tokens, reconstructed, [False, True, True, False, True, False])
     assert words == [Word("no", None), Word("pneumothoraxes", "pneumoniaes"), Word(".x", ":x")]
 
 
@@ -162,13 +165,13 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("restored", "green", "red"), [("clear", True, False), ("dark", False, True), (None, False, False)]
+    ("reconstructed", "green", "red"), [("clear", True, False), ("dark", False, True), (None, False, False)]
 )
-def test_the_figure_shows_the_images_and_marks_the_words(restored: str | None, green: bool, red: bool) -> None:
-    masked_HW, restored_HW, truth_HW = (np.full((64, 64), value, np.uint8) for value in (10, 90, 200))
-    words = [Word("lungs", None), Word("clear", restored)]
-    sample = RestoredSample("k", masked_HW, restored_HW, truth_HW, words, "train")
-    picture = np.asarray(restoration_figure([sample]))
+def test_the_figure_shows_the_images_and_marks_the_words(reconstructed: str | None, green: bool, red: bool) -> None:
+    masked_HW, reconstructed_HW, truth_HW = (np.full((64, 64), value, np.uint8) for value in (10, 90, 200))
+    words = [Word("lungs", None), Word("clear", reconstructed)]
+    sample = ReconstructedSample("k", masked_HW, reconstructed_HW, truth_HW, words, "train")
+    picture = np.asarray(reconstruction_figure([sample]))
     middle = 34 + PANEL // 2
     assert [int(picture[middle, 16 + PANEL // 2 + number * (PANEL + 16), 0]) for number in range(3)] == [10, 90, 200]
     report = picture[34 : 34 + PANEL, 3 * (PANEL + 16) :]
@@ -179,7 +182,7 @@ def test_the_figure_shows_the_images_and_marks_the_words(restored: str | None, g
 def test_a_long_report_stays_inside_its_row() -> None:
     flat = np.zeros((64, 64), np.uint8)
     words = [Word("pneumothorax", "effusion")] * 400
-    picture = np.asarray(restoration_figure([RestoredSample("k", flat, flat, flat, words, "train")]))
+    picture = np.asarray(reconstruction_figure([ReconstructedSample("k", flat, flat, flat, words, "train")]))
     below = picture[34 + PANEL : 34 + PANEL + 16, 3 * (PANEL + 16) :]
     assert (below == 255).all()
 
@@ -190,7 +193,7 @@ def test_curves_need_a_log_and_pass_over_half_a_line(tmp_path: Path) -> None:
     line = '{"step": 1, "epoch": 0.5, "image_loss": 1.0, "report_loss": 2.0, "report_loss_masked": 2.5}\n'
     (tmp_path / "metrics.jsonl").write_text(line + line[:20])
     assert curves_figure(tmp_path).size == (1320, 330)
-    # Over hidden words alone, as the paper's recipe has it, the two are one.
+    # Over masked words alone, as the paper's recipe has it, the two are one.
     (tmp_path / "metrics.jsonl").write_text(line.replace("2.5", "2.0"))
     assert curves_figure(tmp_path).size == (880, 330)
 

@@ -223,7 +223,7 @@ def test_the_page_of_a_set_with_masks_and_boxes(tmp_path: Path) -> None:
     title = "Masks, and the share of the image that those which are not empty cover"
     assert reader.tables[title][1:] == [[split, "6", "3", "50.0%", *["2.5%"] * 3] for split in ("train", "test")]
     assert reader.tables["Boxes by finding"][1:] == [["Pneumothorax", "3", "3", "6", "100.0%"]]
-    assert reader.tables["Records left out, by reason; quarantine.jsonl names each"][1:] == [["image-truncated", "3"]]
+    assert reader.tables["Records skipped, by reason; quarantine.jsonl names each"][1:] == [["image-truncated", "3"]]
     assert "Tokens of a report" not in reader.tables
     thumbnails = [known["src"] for known in reader.pictures if "src" in known]
     assert len(thumbnails) == 12
