@@ -61,9 +61,9 @@ class Quality:
     neighbours: float
     """Median distance in the source of two samples that follow each other, over that of a full shuffle: 1."""
     correlation: float
-    """Of the place in the source and the place in the epoch, without its sign: near 0."""
+    """Of the position in the source and the position in the epoch, without its sign: near 0."""
     label_correlation: float
-    """Of the label and the place in the epoch, without its sign: near 0."""
+    """Of the label and the position in the epoch, without its sign: near 0."""
     one_shard: float
     """Largest share of a batch that comes from one shard, mean over the batches: about 1 / batch size, or a shard's
     share of the set where that is more."""
@@ -82,13 +82,13 @@ def measure_quality(
 
     Args:
         order: Index in the shards of the sample at each position, shape (samples,).
-        source: AnyPath in the source of the sample at each index, shape (samples,).
-        shard_sizes: Samples of each shard.
+        source: Position in the source of the sample at each index, shape (samples,).
+        shard_sizes: Samples of each shard, shape (shards,).
         full_distance: Median distance of neighbours in a full shuffle.
         options: Batch size and labels.
     """
-    places = source[order]
-    labels = places < options.positives
+    positions_T = source[order]
+    labels = positions_T < options.positives
     whole = len(order) // options.batch_size * options.batch_size
     shards = np.searchsorted(np.cumsum(shard_sizes), order[:whole], side="right").reshape(-1, options.batch_size)
     shares = labels[:whole].reshape(-1, options.batch_size).mean(1)
@@ -96,22 +96,25 @@ def measure_quality(
     spread = np.sqrt(((shares - expected) ** 2).mean())
     epoch = np.arange(len(order))
     return Quality(
-        neighbours=neighbour_distance(places) / full_distance,
-        correlation=abs(float(np.corrcoef(epoch, places)[0, 1])),
+        neighbours=neighbour_distance(positions_T) / full_distance,
+        correlation=abs(float(np.corrcoef(epoch, positions_T)[0, 1])),
         label_correlation=abs(float(np.corrcoef(epoch, labels)[0, 1])),
         one_shard=float(np.mean([np.bincount(row).max() for row in shards])) / options.batch_size,
         label_spread=float(spread / np.sqrt(expected * (1 - expected) / options.batch_size)),
     )
 
 
-def neighbour_distance(places: NDArray[np.int64]) -> float:
-    """Return the median distance in the source of samples that follow each other.
+def neighbour_distance(positions_T: NDArray[np.int64]) -> float:
+    """Return the median distance in the source of samples that follow each other in an epoch.
+
+    Args:
+        positions_T: Where in the source each sample of the epoch is, shape (T,).
 
     Example:
         >>> neighbour_distance(np.array([0, 5, 3, 4]))
         2.0
     """
-    return float(np.median(np.abs(np.diff(places))))
+    return float(np.median(np.abs(np.diff(positions_T))))
 
 
 @dataclass(frozen=True, slots=True)

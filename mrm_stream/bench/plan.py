@@ -90,7 +90,7 @@ class PlanOptions:
         return min(max(through, _WINDOWS), _MOST_STEPS)
 
     def shard_sizes(self) -> NDArray[np.int32]:
-        """Return the samples of each shard, which differ by one at most, as packing makes them."""
+        """Return the samples of each shard, (shards,), which differ by one at most, as packing makes them."""
         sizes = np.full(self.shards, self.samples // self.shards, np.int32)
         sizes[: self.samples % self.shards] += 1
         return sizes

@@ -42,7 +42,7 @@ class TurboJpegDecoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
-        """Return the windows, resized; see `Decoder.decode`.
+        """Return the windows, resized, uint8 (B, 1, size, size); see `Decoder.decode`.
 
         Against torchvision's crop, bicubic resize and flip of the same window of the PIL image, on 20 radiographs x 4
         windows: a mean difference of 0.023 grey levels, 99.9 % within 1, at most 5. Nearly all of it is Pillow 13's,

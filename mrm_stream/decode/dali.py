@@ -47,7 +47,7 @@ class DaliDecoder:
         self._capacity = 0
 
     def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
-        """Return the windows, resized; see `Decoder.decode`.
+        """Return the windows, resized, uint8 (B, 1, size, size); see `Decoder.decode`.
 
         Against torchvision's crop, bicubic resize and flip of the same window of the PIL image, on 20 radiographs x 4
         windows, DALI on the CPU: a mean difference of 0.16 grey levels, 99.9 % within 1, at most 18. It is PIL's

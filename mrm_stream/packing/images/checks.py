@@ -11,7 +11,7 @@ from mrm_stream.errors import RecordError
 MAX_SIDE = 20_000
 MAX_PIXELS = 80_000_000
 OF_8_BITS = "of 0 to 255"
-"""How values become grey that are grey already."""
+"""The range of values that are grey levels already."""
 
 
 class ImageError(RecordError):
@@ -43,12 +43,12 @@ def check_size(height: int, width: int) -> None:
 
 
 def told_values(values: NDArray[Any], how: str) -> str:
-    """Return the least and the greatest of a picture's values, and over which range they become grey, in words."""
+    """Return in words the least and the greatest of a picture's values, (...), and how they become grey."""
     return f"its values are {values.min():,.6g} to {values.max():,.6g}, {how}"
 
 
 def stray_pixels(pixels: int) -> int:
-    """Return how many of an image's pixels may be anything and tell nothing of it: dead pixels, letters burnt in.
+    """Return how many of an image's pixels are ignored when its range is chosen: dead pixels, letters burnt in.
 
     Example:
         >>> stray_pixels(7_774_464), stray_pixels(500)

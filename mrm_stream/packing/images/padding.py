@@ -15,14 +15,14 @@ _ELEMENT_BITS = 16
 
 
 def padding_values(header: Dataset, values: NDArray[np.int64], *, signed: bool) -> NDArray[np.bool_]:
-    """Return, for each word that a pixel can be, whether it is padding: the one value, or all from it to the limit.
+    """Return for each word that a pixel can be whether it is padding, (words,): one value, or all from it to the limit.
 
     The standard has the elements written with the sign of the pixels; they are read whichever sign they are written
     with. A word whose unused high bits make it the padding is padding as well: its value without them is another one.
 
     Args:
-        header: Where the elements are.
-        values: What the words mean, before any look-up: 256 or 65,536 integers.
+        header: Of the DICOM; it has the elements, or none.
+        values: What the words mean, before any look-up: 256 or 65,536 integers, shape (words,).
         signed: Whether they have a sign.
 
     Raises:

@@ -19,7 +19,7 @@ from mrm_stream.packing.images.histogram import histogram
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _DEPTH, _COLOUR_TYPE = 24, 25
-"""Where the bits of a channel and the kind of the channels stand in the file."""
+"""Offsets in the file, in bytes, of the bits of a channel and of the kind of the channels."""
 _GREY_ALONE = 0
 
 
@@ -30,6 +30,10 @@ def is_png(data: bytes) -> bool:
 
 def read_png(data: bytes, convert: Callable[[Image.Image], NDArray[Any]]) -> NDArray[Any]:
     """Decode a PNG in full and return what `convert` makes of it.
+
+    Args:
+        data: The file.
+        convert: From a picture of H x W pixels to an array, (H, W) or (H, W, C), which is returned.
 
     Raises:
         ImageError: The PNG is damaged, cut short, too large or several pictures, or `convert` refuses it.
@@ -57,8 +61,7 @@ def read_png(data: bytes, convert: Callable[[Image.Image], NDArray[Any]]) -> NDA
 
 
 def grey_of_png(data: bytes, bits: int | None = None) -> tuple[NDArray[np.uint8], int | None, Callable[[], str]]:
-    """Return the grey of a PNG of any kind, through its palette, alpha dropped; the bits assumed, if any were; and
-    what tells of its values, as `check_not_blank` asks for it.
+    """Decode a PNG of any kind to grey, through its palette, alpha dropped.
 
     Nothing in a PNG of 16 bits says how many of them the values use. Where `bits` does not, the range is that of the
     fewest bits, 8 at least, that hold all pixels but one in a thousand: stray ones, such as letters burnt in, are
@@ -67,6 +70,10 @@ def grey_of_png(data: bytes, bits: int | None = None) -> tuple[NDArray[np.uint8]
     Args:
         data: The file.
         bits: Of the values of a PNG of 16 bits, 8 to 16; None: assumed from its pixels.
+
+    Returns:
+        (grey levels (H, W), the bits that were assumed or None, a function that describes the values in words, as
+        `check_not_blank` takes it).
 
     Raises:
         ImageError: As `read_png`; or more than one pixel in a thousand needs more than `bits`.

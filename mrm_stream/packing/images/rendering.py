@@ -29,19 +29,19 @@ class DicomPixels:
 
     stored_HW: Stored
     values: NDArray[np.int64]
-    """What the words that a pixel can be mean, before any look-up: 256 or 65,536 integers."""
+    """What the words that a pixel can be mean, before any look-up: 256 or 65,536 integers, shape (words,)."""
     is_padding: NDArray[np.bool_]
-    """Which of the words are padding."""
+    """Which of the words are padding, shape (words,)."""
     header: Dataset
-    """Where the look-up tables and the window are."""
+    """Of the file; it has the look-up tables and the display window."""
 
     def counts(self) -> NDArray[np.int64]:
-        """Return how many pixels are each word, padding none."""
+        """Return how many pixels are each word, (words,); none are padding."""
         return histogram(self.stored_HW) * ~self.is_padding
 
 
 def grey_levels(pixels: DicomPixels, rendering: Rendering) -> NDArray[np.uint8]:
-    """Return the grey of each word that a pixel can be: an image then costs one look-up a pixel.
+    """Return the grey of each word that a pixel can be, (words,): an image then costs one look-up a pixel.
 
     Raises:
         ImageError: A table or a window is damaged, or is of a kind that is not known.

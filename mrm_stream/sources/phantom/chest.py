@@ -187,5 +187,5 @@ def _carve_stomach(tissue_HW: Plane, study: Study) -> None:
 
 
 def normal_path(chest: Chest) -> NDArray[np.float32]:
-    """Return the whole path of the chest, in centimetres of water."""
+    """Return the path length through the whole chest, (GRID, GRID), in centimetres of water."""
     return chest.tissue_HW + LUNG_DENSITY * chest.lung_HW + chest.markings_HW

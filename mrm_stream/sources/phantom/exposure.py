@@ -93,7 +93,7 @@ def _tone_curve(field: NDArray[np.int32], exposure: Exposure) -> Plane:
 
 
 def pose(exposure: Exposure) -> NDArray[np.float64]:
-    """Return the 2 x 3 matrix from pixels of the grid to pixels of the image."""
+    """Return the affine matrix, (2, 3), from pixels of the grid to pixels of the image."""
     fit = min(exposure.width / 2.5, exposure.height / 2.72)
     scale = exposure.zoom * fit / PIXELS_PER_UNIT
     angle = np.deg2rad(exposure.turn)

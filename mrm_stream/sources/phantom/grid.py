@@ -20,7 +20,7 @@ Y_H1: Plane = ((np.arange(GRID) + 0.5) / PIXELS_PER_UNIT + TOP_EDGE).astype(np.f
 
 
 def smoothstep(value: NDArray[np.floating[Any]]) -> Plane:
-    """Rise from 0 at 0 to 1 at 1, level at both."""
+    """Return values, (...), that rise from 0 at 0 to 1 at 1, with slope 0 at both."""
     clipped: Plane = np.clip(value, 0.0, 1.0).astype(np.float32, copy=False)
     clipped *= clipped * (3.0 - 2.0 * clipped)
     return clipped
@@ -38,7 +38,7 @@ def window(x: float, y: float, radius: float) -> tuple[slice, slice]:
 def radius_squared(
     x: float, y: float, along: float, across: float, degrees: float, rows: slice, columns: slice
 ) -> Plane:
-    """Return the squared distance from an ellipse's centre in units of its semi-axes, over part of the grid.
+    """Return the squared distance from an ellipse's centre in units of its semi-axes, over part of the grid, (H, W).
 
     Args:
         x: Centre.
