@@ -24,7 +24,7 @@ from mrm_stream.bench.data_result import DALI, OURS, Run
 from mrm_stream.bench.data_sets import SEED, SPLIT, WINDOW, tar_names
 from mrm_stream.bench.machine import cpu_seconds, peak_bytes
 from mrm_stream.config.pretrain import MethodConfig, PretrainDataConfig
-from mrm_stream.stream.loader import Loader
+from mrm_stream.stream.loader import Loader, LoaderOptions
 from mrm_stream.stream.shard_set import ShardSet
 from mrm_stream.tasks.pretrain_batches import BatchMaker
 
@@ -82,7 +82,8 @@ def batch_maker(shards: ShardSet, threads: int, backend: Literal["turbojpeg", "d
 
 def load(shards: ShardSet, maker: BatchMaker, batch: int) -> Loader[Any]:
     """Return the loader of a run on one rank, with the default settings."""
-    return Loader(shards, maker, seed=SEED, batch_size=batch, window=WINDOW, prefetch=2, max_bad_samples=0)
+    options = LoaderOptions(seed=SEED, batch_size=batch, window=WINDOW, prefetch=2, max_bad_samples=0)
+    return Loader(shards, maker, options)
 
 
 def _ours(

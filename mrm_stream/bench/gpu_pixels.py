@@ -29,7 +29,7 @@ from mrm_stream.packing.pack import pack
 from mrm_stream.packing.workers import Workers
 from mrm_stream.records import Batch
 from mrm_stream.sources.phantom.tree import write_phantom_tree
-from mrm_stream.stream.loader import Loader
+from mrm_stream.stream.loader import Loader, LoaderOptions
 from mrm_stream.stream.shard_set import ShardSet
 from mrm_stream.tasks.pretrain_batches import BatchMaker
 from mrm_stream.training.trainer import make_batches
@@ -156,15 +156,14 @@ def loading(config: PretrainConfig, setting: Setting) -> Iterator[tuple[Loader[H
 
 
 def _loader(config: PretrainConfig, shards: ShardSet, maker: BatchMaker) -> Loader[Handover[Batch]]:
-    return Loader(
-        shards,
-        maker,
+    options = LoaderOptions(
         seed=config.seed,
         batch_size=config.optim.batch_size,
         window=config.data.window,
         prefetch=config.data.prefetch,
         max_bad_samples=0,
     )
+    return Loader(shards, maker, options)
 
 
 def _config(setting: Setting, backend: Backend, batch: int) -> PretrainConfig:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mrm_stream.errors import ConfigError, MrmStreamError
 from mrm_stream.formats.shard import ShardEntry
 from mrm_stream.records import Sample
-from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.loader import Draw, Loader, LoaderOptions
 from mrm_stream.stream.order import EPOCHS, Order, rank_slice, steps_of
 from mrm_stream.stream.shard_set import ShardSet
 
@@ -212,7 +212,7 @@ def _count_new(announced: Sequence[set[int]], read: Sequence[set[int]]) -> tuple
 class _PaperSet:
     """Stands in for a `ShardSet` that is read through a cache: it notes what it is asked for, and has no bytes."""
 
-    wants_notice = True
+    wants_hints = True
     directory = "paper"
     # As long as a real one: it is part of the state.
     fingerprint = f"{'0' * 64}/train"
@@ -225,8 +225,8 @@ class _PaperSet:
     def order(self, seed: int, window: int) -> Order:
         return self._order
 
-    def expect(self, windows: Sequence[Sequence[int]]) -> None:
-        self.announced = {shard for window in windows for shard in window}
+    def hint(self, shards: Sequence[int]) -> None:
+        self.announced = set(shards)
 
     def sample(self, index: int) -> Sample:
         return Sample(index, "", b"", np.empty(0, np.uint16))
@@ -235,17 +235,10 @@ class _PaperSet:
 def _loader(
     paper: _PaperSet, transform: Callable[[Sequence[Draw]], tuple[set[int], set[int]]], options: PlanOptions, rank: int
 ) -> Loader[tuple[set[int], set[int]]]:
-    return Loader(
-        cast(ShardSet, paper),
-        transform,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        rank=rank,
-        world=options.ranks,
-        window=options.window,
-        prefetch=1,
-        max_bad_samples=0,
+    steps = LoaderOptions(
+        seed=options.seed, batch_size=options.batch_size, window=options.window, prefetch=1, max_bad_samples=0
     )
+    return Loader(cast(ShardSet, paper), transform, steps, rank=rank, world=options.ranks)
 
 
 def _steps_of_rank(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mrm_stream.bench.plan import Plan, median_and_worst_ms
-from mrm_stream.stream.shard_set import MAPPED_SHARDS
+from mrm_stream.stream.opened_shards import MAPPED_SHARDS
 
 _COLUMNS = (
     "samples",

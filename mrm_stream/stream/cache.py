@@ -1,9 +1,21 @@
 """Whole shards of a set that lies elsewhere, fetched ahead of need into a local folder of bounded size.
 
-Several processes of a machine may share the folder. Each shard has two lock files: `use` is held in company by
-those who use the shard, and alone by who removes it; `fetch` is held by who checks or fetches it. The kernel lets go of
-a lock when its holder dies. What has arrived, and what was found, is compared with the manifest's SHA-256 before it is
-used.
+Why whole shards? A sample is 100 to 300 KB, and each request to an object store takes tens of milliseconds before the
+first byte: sample by sample, thousands of requests would have to be under way at once, each paid for. A shard of 100 MB
+is read at the full speed of the line, as one file it can be compared with one SHA-256, and its some 500 samples are
+all used soon, as the order draws from a few shards at a time (see `order.py`). A shared file system (NFS, Lustre) gains
+in the same way: its disks read one long stretch in place of 500 short ones.
+
+Why ahead of need? The order is known, so the loader can tell two steps in advance what it will read. Fetching is then
+hidden behind training for as long as the line carries what the steps use. Nothing depends on these hints but speed: a
+shard that is asked for without one is fetched while the caller waits.
+
+Why shared between processes? The ranks of a machine read samples of the same shards; each of them fetching its own copy
+would take eight times the line and the disk. They agree through locks on files alone (see `cache_folder.py`), without
+a server that could die, and a folder left behind is the next run's warm cache.
+
+Nothing of the folder is trusted: what was found there and what has arrived is compared with the manifest's SHA-256
+before it is used, so a disk that rots and a line that drops bytes are found here, not in the losses.
 """
 
 from __future__ import annotations
@@ -12,11 +24,10 @@ import errno
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -24,21 +35,19 @@ from pathlib import Path
 
 from mrm_stream.errors import MrmStreamError, ShardError, StorageError
 from mrm_stream.formats.shard import ShardEntry
-from mrm_stream.storage.access import is_there, matching
+from mrm_stream.storage.access import is_there
 from mrm_stream.storage.files import read_pieces
 from mrm_stream.storage.paths import AnyPath
-from mrm_stream.storage.publish import TEMPORARY_SUFFIX, make_private_folder, publishing, sha256_of
-from mrm_stream.stream.cache_locks import CacheLocks
+from mrm_stream.storage.publish import publishing, sha256_of
+from mrm_stream.stream.cache_folder import CacheFolder, closing
 from mrm_stream.stream.fetchers import Fetchers, Use
 
 FETCHERS = 4
-"""Shards fetched at a time; object stores serve one connection at a part of what the line carries."""
+"""Shards fetched at a time: object stores serve one connection at a fraction of what the line carries."""
 ATTEMPTS = 3
 """Times that a shard is fetched whose bytes are not the manifest's."""
-WAIT_S = 240.0
-"""Seconds to wait for another process that fetches the same shard; less than the loader waits for a batch."""
 CLOSE_S = 2.0
-"""Seconds that closing gives to fetches on their way, so that they remove what they have begun."""
+"""Seconds that closing gives to fetches under way, so that they remove what they have begun."""
 _PIECE = 16 << 20
 _SMALL_FILE = 256 << 20
 """Bytes that a tokenizer may have."""
@@ -61,12 +70,14 @@ class CacheCounts:
 
 
 class ShardCache:
-    """The shards of one packed set, under local names.
+    """The shards of one packed set, under local paths; safe to share between threads.
+
+    A shard is in use here from its prefetch hint, or its first being asked for, until a hint that does not name it or
+    `release`. What any process uses is never evicted; of the rest, what was used longest ago goes first.
 
     The tars in the folder, and those that this process has on their way there, take no more than the limit (other
-    processes' are counted once they have come: up to four shards each on top); or, where that is more, than what
-    the processes that share it have announced and not let go, and what was let go of on its way. So a limit that is too
-    small fetches more often, but stops no run. Those used last are kept longest.
+    processes' are counted once they have come: up to four shards each on top); or, where that is more, what the
+    processes that share it use at a time. A limit that is too small fetches more often, and stops no run.
 
     Args:
         directory: Where the set lies: a URL, or a path on a file system that is better read in large pieces.
@@ -79,24 +90,17 @@ class ShardCache:
 
     def __init__(self, directory: AnyPath, folder: Path, limit_bytes: int) -> None:
         self._directory = directory
-        self._folder = folder
-        self._limit = limit_bytes
         self.counts = CacheCounts()
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._folder = CacheFolder(folder, limit_bytes, self._closed)
         self._used: dict[str, Use] = {}
-        """By shard, those announced or asked for."""
-        self._coming: dict[str, int] = {}
-        """Bytes of the shards that this process is fetching."""
-        make_private_folder(folder)
-        with self._naming():
-            self._locks = CacheLocks(folder)
-            self._sweep()
+        """By shard, those in use here."""
         self._fetchers = Fetchers(FETCHERS)
         weakref.finalize(self, _abandon, self._used, self._fetchers)
 
-    def expect(self, entries: Sequence[ShardEntry]) -> None:
-        """Begin to fetch these shards, in this order, and let go of all others.
+    def hint(self, entries: Sequence[ShardEntry]) -> None:
+        """Begin to fetch these shards, in this order, and release all others.
 
         Raises:
             StorageError: The folder cannot be written to.
@@ -105,13 +109,14 @@ class ShardCache:
         with self._lock:
             if self._closed.is_set():
                 return
+            # Before the new ones are begun, which may need the room.
             for name in self._used.keys() - names:
                 self._used.pop(name).release()
             for entry in entries:
                 self._begin(entry)
 
-    def let_go(self, entry: ShardEntry) -> None:
-        """Let go of one shard."""
+    def release(self, entry: ShardEntry) -> None:
+        """Let one shard be evicted."""
         with self._lock:
             use = self._used.pop(entry.file, None)
             if use is not None:
@@ -120,8 +125,8 @@ class ShardCache:
     def path(self, entry: ShardEntry) -> Path:
         """Return the local tar of a shard, its index beside it; wait for it where it is still to come.
 
-        Storage that failed ahead of need is asked again; a shard found to be damaged at the source is not, until it has
-        been let go.
+        Storage that failed ahead of need is asked again; a shard found to be damaged at the source is not, until it
+        was released.
 
         Raises:
             ShardError: What lies at the source is not what the manifest says.
@@ -131,6 +136,7 @@ class ShardCache:
             if self._closed.is_set():
                 raise self._closing(entry.file)
             future = self._begin(entry).future
+        # Without the lock: minutes may pass here, in which other threads read shards that are there.
         try:
             error = future.exception()
         except CancelledError:
@@ -139,23 +145,23 @@ class ShardCache:
             raise copy(error) from error
         if error is not None:
             raise error
-        return self._folder / entry.file
+        return self._folder.path / entry.file
 
     def bring_file(self, name: str, digest: str) -> Path:
-        """Return a small file of the set, such as the tokenizer, under its local name.
+        """Return a small file of the set, such as the tokenizer, under its local path.
 
         Raises:
             ShardError: It is absent, or its SHA-256 is not `digest`.
             StorageError: The source cannot be read, or the folder cannot be written to.
         """
-        path = self._folder / name
-        with self._naming(), self._held(name, "fetch"):
-            if not _is_as_told(path, digest):
+        path = self._folder.path / name
+        with self._folder.naming(), self._folder.held(name, "fetch"):
+            if not _has_digest(path, digest):
                 self._copy(name, digest, _SMALL_FILE)
         return path
 
     def close(self) -> None:
-        """Let go of all shards; they stay in the folder for the next run."""
+        """Release all shards; they stay in the folder for the next run."""
         with self._lock:
             self._closed.set()
             _abandon(self._used, self._fetchers)
@@ -165,13 +171,15 @@ class ShardCache:
         """Return the use of a shard, begun unless it was, or again if storage failed; under our own lock."""
         use = self._used.get(entry.file)
         if use is None:
-            with self._naming():
-                descriptor = self._locks.open(entry.file, "use")
-                # At once, so that what is fetched before it does not push it out; refused while it is being removed.
+            with self._folder.naming():
+                descriptor = self._folder.locks.open(entry.file, "use")
+                # Taken here, not by the thread that fetches it: a shard that lies in the folder already must not be
+                # evicted by those that are fetched before its turn comes. Refused only while another process evicts
+                # it; then that thread waits.
                 with suppress(BlockingIOError):
-                    self._locks.take(descriptor, shared=True)
-            use = self._used[entry.file] = Use(self._folder / entry.file, descriptor, Future())
-        elif use.has_failed_in_passing():
+                    self._folder.locks.take(descriptor, shared=True)
+            use = self._used[entry.file] = Use(self._folder.path / entry.file, descriptor, Future())
+        elif use.has_failed_transiently():
             use.future = Future()
         else:
             return use
@@ -179,23 +187,24 @@ class ShardCache:
         return use
 
     def _bring(self, entry: ShardEntry, use: int) -> None:
-        """Make sure that the shard is there and whole, and its `use` lock held in company."""
-        with self._naming():
-            self._wait(use, self._locks.path(entry.file, "use"), shared=True)
-            with self._held(entry.file, "fetch"):
+        """Make sure that the shard is there and whole, and its `use` lock held."""
+        with self._folder.naming():
+            self._folder.wait(use, self._folder.locks.path(entry.file, "use"), shared=True)
+            # One process fetches, the others wait for it here and then find the shard whole.
+            with self._folder.held(entry.file, "fetch"):
                 if self._is_whole(entry):
                     with self._lock:
                         self.counts.hits += 1
                 else:
                     self._fetch(entry)
-                os.utime(self._folder / entry.file)
+                os.utime(self._folder.path / entry.file)
 
     def _is_whole(self, entry: ShardEntry) -> bool:
-        tar = self._folder / entry.file
+        tar = self._folder.path / entry.file
         if not is_there(tar):
             return False
         files = ((tar.with_suffix(".idx"), entry.index_sha256), (tar, entry.sha256))
-        wrong = [path.name for path, digest in files if not _is_as_told(path, digest)]
+        wrong = [path.name for path, digest in files if not _has_digest(path, digest)]
         if wrong:
             _logger.warning("%s in the cache is damaged: it is fetched again", wrong[0])
             with self._lock:
@@ -204,20 +213,25 @@ class ShardCache:
 
     def _fetch(self, entry: ShardEntry) -> None:
         try:
-            self._make_room(entry, self._limit)
+            self._make_room(entry, self._folder.limit_bytes)
             try:
                 self._copy_shard(entry)
             except StorageError as error:
                 if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _FULL:
                     raise
+                # The disk holds less than the limit says, as others fill it too: do with what is in use.
                 self._make_room(entry, 0)
                 self._copy_shard(entry)
         finally:
-            with self._lock:
-                self._coming.pop(entry.file, None)
+            self._folder.arrived(entry)
         with self._lock:
             self.counts.fetched += 1
             self.counts.bytes_fetched += entry.bytes
+
+    def _make_room(self, entry: ShardEntry, limit_bytes: int) -> None:
+        evicted = self._folder.make_room(entry, limit_bytes)
+        with self._lock:
+            self.counts.evicted += evicted
 
     def _copy_shard(self, entry: ShardEntry) -> None:
         # The index first: one without its tar tells the next start that a process was killed here.
@@ -226,7 +240,7 @@ class ShardCache:
         try:
             self._copy(entry.file, entry.sha256, entry.bytes)
         except BaseException:
-            (self._folder / index).unlink(missing_ok=True)
+            (self._folder.path / index).unlink(missing_ok=True)
             raise
 
     def _copy(self, name: str, digest: str, limit: int) -> None:
@@ -240,6 +254,7 @@ class ShardCache:
                     _logger.warning("%s did not arrive as the manifest says: it is fetched again", name)
                     with self._lock:
                         self.counts.refetched += 1
+        # A line that drops bytes does not drop the same ones each time.
         raise ShardError(
             f"the SHA-256 is not the manifest's, {ATTEMPTS} times over",
             where=self._directory / name,
@@ -249,10 +264,11 @@ class ShardCache:
     def _copy_once(self, name: str, digest: str, limit: int) -> None:
         source = self._directory / name
         try:
-            with publishing(self._folder / name) as file:
+            with publishing(self._folder.path / name) as file:
                 for piece in _pieces(source):
                     if self._closed.is_set():
                         raise self._closing(name)
+                    # A file that has grown, or was never ours, must not fill the disk before its digest is known.
                     if file.size + len(piece) > limit:
                         raise _Differs
                     file.write(piece)
@@ -269,85 +285,8 @@ class ShardCache:
                 remedy="See whether the file system answers; then run the same command again.",
             ) from error
 
-    def _make_room(self, entry: ShardEntry, limit: int) -> None:
-        """Remove shards that nobody uses, those not used for longest first, until this one more keeps the limit."""
-        with self._held("room"):
-            tars = sorted((_seen(tar), tar) for tar in matching(self._folder, "*.tar"))
-            with self._lock:
-                self._coming[entry.file] = entry.bytes
-                held = sum(self._coming.values())
-            held += sum(size for (_, size), _ in tars)
-            for _, tar in tars:
-                if held <= limit:
-                    break
-                held -= self._evict(tar)
-
-    def _evict(self, tar: Path) -> int:
-        """Remove a shard unless somebody uses it; return the bytes set free."""
-        with self._locks.opened(tar.name, "use") as descriptor:
-            try:
-                self._locks.take(descriptor)
-            except BlockingIOError:
-                return 0
-            _, size = _seen(tar)
-            tar.unlink(missing_ok=True)
-            tar.with_suffix(".idx").unlink(missing_ok=True)
-            with self._lock:
-                self.counts.evicted += 1
-            return size
-
-    def _sweep(self) -> None:
-        """Remove what processes that were killed had begun: no living one holds its `fetch` lock."""
-        for path in [*matching(self._folder, f".*{TEMPORARY_SUFFIX}"), *matching(self._folder, "*.idx")]:
-            is_index = path.suffix == ".idx"
-            name = Path(path.name if is_index else path.name[1:].rsplit(".", 2)[0])
-            tar = self._folder / (name.with_suffix(".tar") if name.suffix == ".idx" else name)
-            if is_index and is_there(tar):
-                continue
-            with self._locks.opened(tar.name, "fetch") as descriptor, suppress(BlockingIOError):
-                self._locks.take(descriptor)
-                if not is_index or not is_there(tar):
-                    path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _held(self, name: str, kind: str = "lock") -> Iterator[None]:
-        with self._locks.opened(name, kind) as descriptor:
-            self._wait(descriptor, self._locks.path(name, kind))
-            yield
-
-    def _wait(self, descriptor: int, path: Path, *, shared: bool = False) -> None:
-        """Take a lock, within `WAIT_S`: its holder may be stopped, or fetch from storage that hangs."""
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                self._locks.take(descriptor, shared=shared)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"another process has held the lock for {WAIT_S:g} s",
-                        where=path,
-                        remedy="See whether the storage answers, and whether a process of an earlier run is left.",
-                    ) from None
-            if self._closed.wait(0.05):
-                raise self._closing(path.name)
-
     def _closing(self, name: str) -> StorageError:
-        return StorageError(
-            "was let go of, or the cache was closed, while it was on its way", where=self._directory / name
-        )
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Turn what the operating system says against our own files into an error that names the folder."""
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"the cache cannot be used: {error.strerror or type(error).__name__}",
-                where=error.filename or self._folder,
-                remedy="Choose a local folder that you may write to, on a disk with room.",
-            ) from error
+        return closing(self._directory / name)
 
 
 class _Differs(Exception):
@@ -355,6 +294,7 @@ class _Differs(Exception):
 
 
 def _abandon(used: dict[str, Use], fetchers: Fetchers) -> None:
+    # Apart from the cache, whose finalizer this is: a method would keep alive what it should see die.
     while used:
         used.popitem()[1].release()
     fetchers.stop()
@@ -369,18 +309,9 @@ def _pieces(source: AnyPath) -> Iterator[bytes]:
             yield piece
 
 
-def _is_as_told(path: Path, digest: str) -> bool:
+def _has_digest(path: Path, digest: str) -> bool:
     """Return whether a file is there, can be read, and has this SHA-256."""
     try:
         return sha256_of(path) == digest
     except OSError:
         return False
-
-
-def _seen(path: Path) -> tuple[float, int]:
-    """Return when a file was used last, and its bytes; zeros for one that is gone."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return 0.0, 0
-    return found.st_mtime, found.st_size

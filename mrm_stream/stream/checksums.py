@@ -41,7 +41,7 @@ class Checksums:
         """Return whether nothing is left to do."""
         return 0 not in self._is_whole
 
-    def expect(self, shards: Iterable[int]) -> None:
+    def hint(self, shards: Iterable[int]) -> None:
         """Begin to compare these, in this order, and leave out what was to be compared before them."""
         with self._lock:
             before, self._ahead = self._ahead, {}
@@ -69,7 +69,7 @@ class Checksums:
 
     def close(self) -> None:
         """Compare nothing more ahead of need."""
-        self.expect(())
+        self.hint(())
 
     def _begin(self, shard: int) -> Future[None]:
         future: Future[None] = Future()

@@ -24,7 +24,7 @@ class Use:
     """Of its `use` lock, held in company once `future` is done."""
     future: Future[None]
 
-    def has_failed_in_passing(self) -> bool:
+    def has_failed_transiently(self) -> bool:
         """Return whether storage failed, and might not another time."""
         return self.future.done() and isinstance(self.future.exception(), StorageError)
 

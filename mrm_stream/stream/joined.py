@@ -77,9 +77,9 @@ class JoinedSets:
         return any(each.is_cached for each in self._sets)
 
     @property
-    def wants_notice(self) -> bool:
-        """Whether any of the sets does; see `ShardSet.wants_notice`."""
-        return any(each.wants_notice for each in self._sets)
+    def wants_hints(self) -> bool:
+        """Whether any of the sets does; see `ShardSet.wants_hints`."""
+        return any(each.wants_hints for each in self._sets)
 
     def order(self, seed: int, window: int) -> Mixture:
         """Return the order in which a run reads the samples."""
@@ -90,16 +90,16 @@ class JoinedSets:
         number = self._set_of(index)
         return replace(self._sets[number].sample(index - int(self._firsts[number])), index=index)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Return where a sample lies, for people."""
         number = self._set_of(index)
         each = self._sets[number]
-        return f"{each.directory.name}/{each.place(index - int(self._firsts[number]))}"
+        return f"{each.directory.name}/{each.location(index - int(self._firsts[number]))}"
 
-    def expect(self, windows: Sequence[Sequence[int]]) -> None:
-        """Say which shards will be read next; see `ShardSet.expect`."""
+    def hint(self, shards: Sequence[int]) -> None:
+        """Tell which shards, numbered over all sets, will be read next; see `ShardSet.hint`."""
         for first, end, each in zip(self._first_shards, self._first_shards[1:], self._sets, strict=False):
-            each.expect([[shard - int(first) for shard in window if first <= shard < end] for window in windows])
+            each.hint([shard - int(first) for shard in shards if first <= shard < end])
 
     def cache_counts(self) -> CacheCounts:
         """Return what the caches have done, in sum."""

@@ -1,4 +1,18 @@
-"""Encoded samples in order to one transformed batch a step, for ever: prefetched, resumable, proof against damage."""
+"""Encoded samples in a known order -> one transformed batch a step, without end: prefetched, and resumable.
+
+The usual loader is a tape: worker processes each stream their own tars through a shuffle buffer. Then what a step is
+made of depends on how many workers and ranks there are and on who was fast, a resumed run must skip what it has read
+(or repeat it), and ranks whose tars are shorter run dry while the others wait for them in a collective.
+
+Here the order is a function of the position (see `order.py`), so the loader keeps one number: the global position after
+the last batch that it handed out. Step t of B samples takes positions [t * B, (t + 1) * B), rank r of W the r-th of W
+equal parts of them, and resuming is setting the number. It may be done on another number of ranks, as positions are of
+the run and not of a rank.
+
+One thread makes the batches; there are no worker processes. Reading is slicing a memory map, and the decoders that the
+transform calls run their own threads without the interpreter's lock, so more processes would only copy samples between
+them.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +44,24 @@ class Draw:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderOptions:
+    """What the steps of a run are made of; the same on every rank."""
+
+    seed: int
+    """Of the run: keys the order and each sample's random draws."""
+    batch_size: int
+    """Samples of one step over all ranks; a multiple of their number."""
+    window: int
+    """Shards that are shuffled together, see `Order`."""
+    prefetch: int
+    """Batches made ahead of the step that takes them, at least 1."""
+    max_bad_samples: int
+    """A run ends when one rank has replaced more samples than this."""
+    stalled_after: float = STALLED_AFTER_S
+    """Seconds to wait for one batch before it is an error."""
+
+
 class Loader(Iterator[T]):
     """This rank's slice of one global batch after another, without end, transformed ahead of use in a thread.
 
@@ -41,35 +73,23 @@ class Loader(Iterator[T]):
         shards: The split to read, or several sets' together.
         transform: Turns this rank's draws, in order, into a batch. Called in the thread, and again with other draws
             if it raises `DamagedSamplesError`; any other error of its own is raised by `next()`.
-        seed: Of the run.
-        batch_size: Samples of one step over all ranks; a multiple of `world`.
+        options: What the steps are made of.
         rank: Of this process, below `world`.
         world: Ranks in all.
-        window: Shards that are mixed, see `Order`.
-        prefetch: Batches made ahead.
-        max_bad_samples: More bad samples than this, on this rank, end the run.
-        stalled_after: Seconds to wait for one batch before it is an error.
     """
 
     def __init__(
         self,
         shards: SampleSource,
         transform: Callable[[Sequence[Draw]], T],
+        options: LoaderOptions,
         *,
-        seed: int,
-        batch_size: int,
         rank: int = 0,
         world: int = 1,
-        window: int,
-        prefetch: int,
-        max_bad_samples: int,
-        stalled_after: float = STALLED_AFTER_S,
     ) -> None:
-        self._identity = {"seed": seed, "window": window, "fingerprint": shards.fingerprint}
-        self._prefetch, self._stalled_after = prefetch, stalled_after
-        self._batches = _Batches(
-            shards, shards.order(seed, window), transform, batch_size, rank, world, max_bad_samples
-        )
+        self._identity = {"seed": options.seed, "window": options.window, "fingerprint": shards.fingerprint}
+        self._options = options
+        self._batches = _Batches(shards, transform, options, rank_slice(options.batch_size, rank, world))
         self._prefetcher: Prefetcher[_Made[T]] | None = None
         self._closed = False
         self._position = 0
@@ -88,9 +108,9 @@ class Loader(Iterator[T]):
             raise StopIteration
         if self._prefetcher is None:
             items = self._batches.following(self._position)
-            self._prefetcher = Prefetcher(items, self._prefetch, stalled_after=self._stalled_after)
+            self._prefetcher = Prefetcher(items, self._options.prefetch, stalled_after=self._options.stalled_after)
         made = next(self._prefetcher)
-        # The thread is ahead: only what was handed out counts.
+        # The thread is ahead by some batches, which a resumed run must make again: only what was handed out counts.
         self._position = made.position
         self._bad_count = made.bad_count
         return made.batch
@@ -176,62 +196,64 @@ class _Made(Generic[T]):
 
 
 class _Batches(Generic[T]):
-    """What the thread works with; apart from `Loader`, which could otherwise never be forgotten."""
+    """What the thread works with: apart from `Loader`, which the thread would otherwise keep alive for ever."""
 
     def __init__(
         self,
         shards: SampleSource,
-        order: SampleOrder,
         transform: Callable[[Sequence[Draw]], T],
-        batch_size: int,
-        rank: int,
-        world: int,
-        max_bad_samples: int,
+        options: LoaderOptions,
+        part: slice,
     ) -> None:
-        self.order = order
+        self.order: SampleOrder = shards.order(options.seed, options.window)
         self.bad: dict[int, None] = {}
         """Bad samples by index, in the order that they were found; grows only."""
         self._shards = shards
         self._transform = transform
-        self._batch_size = batch_size
-        self._slice = rank_slice(batch_size, rank, world)
-        self._max_bad_samples = max_bad_samples
-        self._expected: list[int] = []
+        self._batch_size = options.batch_size
+        self._part = part
+        """This rank's positions of a step."""
+        self._max_bad_samples = options.max_bad_samples
+        self._hinted: list[int] = []
 
     def following(self, position: int) -> Iterator[_Made[T]]:
         """Yield this rank's batches from a global position on."""
         while True:
-            if self._shards.wants_notice:
-                self._expect(position)
-            positions = np.arange(position + self._slice.start, position + self._slice.stop)
-            epochs, indexes = self.order.indexes(positions)
-            pairs = zip(indexes.tolist(), epochs.tolist(), strict=True)
+            if self._shards.wants_hints:
+                self._hint(position)
+            positions_B = np.arange(position + self._part.start, position + self._part.stop)
+            epochs_B, indexes_B = self.order.indexes(positions_B)
+            pairs = zip(indexes_B.tolist(), epochs_B.tolist(), strict=True)
             batch = self._transformed([Draw(self._good_sample(index), epoch) for index, epoch in pairs])
             position += self._batch_size
             yield _Made(batch, position, len(self.bad))
 
-    def _expect(self, position: int) -> None:
-        """Say which shards this rank's part of this step and the next needs, and the window after them.
+    def _hint(self, position: int) -> None:
+        """Tell which shards this rank's part of this step and of the next needs, and the window after them.
 
         Not those of the whole steps: the parts of thousands of ranks lie windows apart, and each node would fetch all.
         """
         wanted: dict[int, None] = {}
         for step in (position, position + self._batch_size):
-            covered = -(self._slice.stop - self._slice.start)
-            for samples, shards in self.order.windows_from(step + self._slice.start):
+            # Negative while the windows so far do not hold all of this rank's part.
+            covered = -(self._part.stop - self._part.start)
+            for samples, shards in self.order.windows_from(step + self._part.start):
                 is_enough = covered >= 0
-                # The window after those is read by this rank only where a window holds several steps.
+                # The window after those is this rank's next only where a window holds several steps; where a step
+                # spans many windows, other ranks read it.
                 if is_enough and samples < self._batch_size:
                     break
                 wanted |= dict.fromkeys(shards)
                 if is_enough:
                     break
                 covered += samples
-        if [*wanted] != self._expected:
-            self._expected = [*wanted]
-            self._shards.expect([self._expected])
+        # Mostly what it was: a window lasts for several steps, and a hint takes locks.
+        if [*wanted] != self._hinted:
+            self._hinted = [*wanted]
+            self._shards.hint(self._hinted)
 
     def _transformed(self, draws: list[Draw]) -> T:
+        # Each turn marks at least one more sample as bad, so this ends: with a batch, or at what is allowed.
         while True:
             try:
                 return self._transform(draws)
@@ -247,13 +269,18 @@ class _Batches(Generic[T]):
         return Draw(self._good_sample(index), draw.epoch) if index in self.bad else draw
 
     def _good_sample(self, index: int) -> Sample:
-        """Return the sample of an index, or the next good one."""
+        """Return the sample of an index, or the next good one by index.
+
+        By index, not by position: the next position is another slot's sample, or another rank's, and which samples
+        were bad would move all that follow.
+        """
         while True:
             while index in self.bad:
                 index = (index + 1) % self.order.samples
             try:
                 return self._shards.sample(index)
             except DamagedShardError:
+                # A shard's neighbours are no better; replacing all of them would change the data set in silence.
                 raise
             except ShardError as error:
                 self._mark_bad(index, error.what)
@@ -262,10 +289,11 @@ class _Batches(Generic[T]):
         if index in self.bad:  # it fills several slots: the batch is larger than the set
             return
         self.bad[index] = None
-        log.warning("bad sample %s is replaced: %s", self._shards.place(index), reason)
+        # Once each, by its key: a report or a pixel of a patient never reaches a log.
+        log.warning("bad sample %s is replaced: %s", self._shards.location(index), reason)
         count = len(self.bad)
         if count > self._max_bad_samples or count == self.order.samples:
-            first = "; ".join(self._shards.place(bad) for bad in list(self.bad)[:3])
+            first = "; ".join(self._shards.location(bad) for bad in list(self.bad)[:3])
             raise TrainingError(
                 f"{count} of {self.order.samples} samples are bad, data.max_bad_samples is {self._max_bad_samples}: "
                 f"{first}{'; ...' if count > 3 else ''}",

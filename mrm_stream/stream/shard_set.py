@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from mrm_stream.errors import ConfigError, ShardError
 from mrm_stream.formats.dictionary import ReportCodec
 from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
 from mrm_stream.formats.manifest import Manifest, ReportsEntry, read_manifest
-from mrm_stream.formats.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, index_path, read_index
+from mrm_stream.formats.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, index_path
 from mrm_stream.records import Sample
 from mrm_stream.storage.access import is_file, refuse_barred
 from mrm_stream.storage.files import read_whole
@@ -25,23 +23,14 @@ from mrm_stream.storage.paths import AnyPath
 from mrm_stream.storage.publish import sha256_of
 from mrm_stream.stream.cache import CacheCounts, ShardCache
 from mrm_stream.stream.checksums import Checksums
+from mrm_stream.stream.opened_shards import REMEDY, OpenedShards
 from mrm_stream.stream.order import Order
 from mrm_stream.strict import parse_json
 
-T = TypeVar("T")
-
-MAPPED_SHARDS = 256
-"""Shards open at a time: each map holds a file descriptor, of which many systems allow 1,024."""
-VISITED_SHARDS = 8
-"""Shards of a cache that are used without having been announced, at a time."""
 DICTIONARY_LIMIT = 1 << 20
 METADATA_LIMIT = 1 << 20
 """Bytes of one sample's JSON."""
 
-_REMEDY = (
-    "The set is damaged or incomplete: copy it again from where it came. `mrm-stream verify DIR` names all that is "
-    "wrong, `mrm-stream repair DIR --root SOURCE` packs it again from the source."
-)
 _JPEG, _TOKENS, _METADATA, _REPORT = range(len(REPORT_MEMBERS))
 
 
@@ -75,10 +64,7 @@ class ShardSet:
         self._entries: tuple[ShardEntry, ...] = manifest.splits[split]
         self.shard_sizes: tuple[int, ...] = tuple(entry.samples for entry in self._entries)
         self._firsts = [0, *accumulate(self.shard_sizes)]
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._maps: OrderedDict[int, memoryview] = OrderedDict()
-        self._announced: frozenset[int] = frozenset()
-        self._visited: OrderedDict[int, None] = OrderedDict()
+        self._opened = OpenedShards(directory, manifest, split, cache)
         assert manifest.reports is not None, "`open` refuses a set without reports"
         self.reports: ReportsEntry = manifest.reports
         self._codec: ReportCodec | None = None
@@ -166,7 +152,7 @@ class ShardSet:
         return self.cache is not None
 
     @property
-    def wants_notice(self) -> bool:
+    def wants_hints(self) -> bool:
         """Whether it is of use to say what will be read next: shards are fetched, or are still to be compared."""
         return self.cache is not None or (self._checksums is not None and not self._checksums.are_all_compared())
 
@@ -178,30 +164,19 @@ class ShardSet:
         """Return what the cache has done; nothing, where there is none."""
         return self.cache.counts if self.cache is not None else CacheCounts()
 
-    def expect(self, windows: Sequence[Sequence[int]]) -> None:
-        """Say which shards will be read next, window by window; those of other windows are let go.
-
-        A map would keep the disk's blocks of a shard that the cache has removed.
-        """
-        wanted = [shard for window in windows for shard in window]
+    def hint(self, shards: Sequence[int]) -> None:
+        """Tell which shards will be read next, in this order: they are fetched and compared, all others released."""
         if self._checksums is not None:
-            self._checksums.expect(wanted)
-        if self.cache is None:
-            return
-        with self._lock:
-            self._announced = frozenset(wanted)
-            self._visited.clear()
-            for shard in self._maps.keys() - self._announced:
-                del self._maps[shard]
-        self.cache.expect([self._entries[shard] for shard in wanted])
+            self._checksums.hint(shards)
+        if self.cache is not None:
+            self._opened.hint(shards)
 
     def close(self) -> None:
-        """Let go of the cache's shards; their samples can no longer be read, those read before can."""
+        """Release the cache's shards; their samples can no longer be read, those read before can."""
         if self._checksums is not None:
             self._checksums.close()
         if self.cache is not None:
-            with self._lock:
-                self._maps.clear()
+            self._opened.close()
             self.cache.close()
 
     def sample(self, index: int) -> Sample:
@@ -257,11 +232,11 @@ class ShardSet:
                 what = str(error)
         raise self._damaged(index, what)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Return where a sample lies, for people: the shard's file and the key (or the row, if the key is lost)."""
         shard, row = self._find(index)
         try:
-            name = self._table(shard).key(row)
+            name = self._opened.index(shard).key(row)
         except ShardError:
             name = f"sample {row + 1}"
         return f"{self._entries[shard].file}: {name}"
@@ -275,90 +250,32 @@ class ShardSet:
 
     def _member(self, index: int, column: int) -> memoryview:
         shard, row = self._find(index)
-        table = self._table(shard)
+        table = self._opened.index(shard)
         start = int(table.offsets[row, column])
-        return self._data(shard)[start : start + int(table.sizes[row, column])]
+        return self._opened.data(shard)[start : start + int(table.sizes[row, column])]
 
     def _whole(self, shard: int) -> tuple[ShardIndex, memoryview]:
         """Return a shard's index and bytes, both known to be the manifest's."""
         try:
-            table, data = self._table(shard), self._data(shard)
+            table, data = self._opened.index(shard), self._opened.data(shard)
             if self._checksums is not None:
                 self._checksums.require(shard)
         except ShardError as error:
-            raise DamagedShardError(error.what, where=error.where, remedy=_REMEDY) from error
+            raise DamagedShardError(error.what, where=error.where, remedy=REMEDY) from error
         return table, data
-
-    def _table(self, shard: int) -> ShardIndex:
-        """Return a shard's index; two threads may both read it at first, to the same effect."""
-        table = self._recent(self._indexes, shard)
-        if table is None:
-            entry = self._entries[shard]
-            tar = self._local(shard)
-            table = read_index(tar, self.manifest.members)
-            # A size that is off by less than a tar's block passes every other check.
-            if len(table) != entry.samples or sha256_of(index_path(tar)) != entry.index_sha256:
-                raise ShardError("the index is not the manifest's", where=index_path(tar), remedy=_REMEDY)
-            table = self._keep(self._indexes, shard, table)
-        return table
-
-    def _data(self, shard: int) -> memoryview:
-        """Return a shard's bytes."""
-        data = self._recent(self._maps, shard)
-        if data is None:
-            data = self._keep(self._maps, shard, _mapped(self._local(shard), self._entries[shard]))
-        return data
-
-    def _recent(self, opened: OrderedDict[int, T], shard: int) -> T | None:
-        with self._lock:
-            found = opened.get(shard)
-            if found is not None:
-                opened.move_to_end(shard)
-            return found
-
-    def _keep(self, opened: OrderedDict[int, T], shard: int, new: T) -> T:
-        """Keep what was opened, unless another thread was first, and let go of what was not used for longest."""
-        # What is opened is not opened under the lock: another shard may be there while this one is on its way.
-        with self._lock:
-            kept = opened.setdefault(shard, new)
-            if len(opened) > MAPPED_SHARDS:
-                opened.popitem(last=False)
-            return kept
-
-    def _local(self, shard: int) -> Path:
-        """Return where a shard lies on this machine; wait for it where it must be fetched."""
-        entry = self._entries[shard]
-        if self.cache is not None:
-            self._visit(shard)
-            return self.cache.path(entry)
-        assert isinstance(self.directory, Path)
-        return self.directory / entry.file
-
-    def _visit(self, shard: int) -> None:
-        """Let go of the first of those that were used without having been announced, once there are many."""
-        assert self.cache is not None
-        with self._lock:
-            if shard in self._announced:
-                return
-            self._visited[shard] = None
-            if len(self._visited) <= VISITED_SHARDS:
-                return
-            left, _ = self._visited.popitem(last=False)
-            self._maps.pop(left, None)
-        self.cache.let_go(self._entries[left])
 
     def _load_codec(self) -> ReportCodec:
         path = self.directory / DICTIONARY
         try:
             if sha256_of(path) != self.reports.dictionary_sha256:
-                raise ShardError("the dictionary is not the manifest's", where=path, remedy=_REMEDY)
+                raise ShardError("the dictionary is not the manifest's", where=path, remedy=REMEDY)
             return ReportCodec(read_whole(path, DICTIONARY_LIMIT))
         except OSError as error:
             refuse_barred(error, path)
-            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=REMEDY) from error
 
     def _damaged(self, index: int, what: str) -> ShardError:
-        return ShardError(what, where=f"{self.directory / self.place(index)}", remedy=_REMEDY)
+        return ShardError(what, where=f"{self.directory / self.location(index)}", remedy=REMEDY)
 
 
 def split_fingerprint(manifest: Manifest, split: str) -> str:
@@ -372,19 +289,6 @@ def _check_files(tar: Path, entry: ShardEntry) -> None:
             size = path.stat().st_size
         except OSError as error:
             refuse_barred(error, path)
-            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=_REMEDY) from error
+            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=REMEDY) from error
         if path == tar and size != entry.bytes:
-            raise ShardError(f"is {size} bytes long, the manifest says {entry.bytes}", where=path, remedy=_REMEDY)
-
-
-def _mapped(tar: Path, entry: ShardEntry) -> memoryview:
-    try:
-        with tar.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: the file is empty
-        if isinstance(error, OSError):
-            refuse_barred(error, tar)
-        raise ShardError(f"cannot be mapped: {error}", where=tar, remedy=_REMEDY) from error
-    if len(data) != entry.bytes:
-        raise ShardError(f"is {len(data)} bytes long, the manifest says {entry.bytes}", where=tar, remedy=_REMEDY)
-    return data
+            raise ShardError(f"is {size} bytes long, the manifest says {entry.bytes}", where=path, remedy=REMEDY)

@@ -50,8 +50,8 @@ class SampleSource(Protocol):
         """Whether shards are fetched before they are read."""
 
     @property
-    def wants_notice(self) -> bool:
-        """Whether it is of use to say what will be read next."""
+    def wants_hints(self) -> bool:
+        """Whether it is of use to tell what will be read next."""
 
     def order(self, seed: int, window: int) -> SampleOrder:
         """Return the order in which a run reads the samples."""
@@ -59,11 +59,11 @@ class SampleSource(Protocol):
     def sample(self, index: int) -> Sample:
         """Return the sample at an index."""
 
-    def place(self, index: int) -> str:
-        """Return where a sample lies, for people."""
+    def location(self, index: int) -> str:
+        """Return where a sample lies, for messages: shard and key."""
 
-    def expect(self, windows: Sequence[Sequence[int]]) -> None:
-        """Say which shards will be read next, window by window."""
+    def hint(self, shards: Sequence[int]) -> None:
+        """Tell which shards will be read next, in this order, and that no others will be."""
 
     def cache_counts(self) -> CacheCounts:
         """Return what the cache has done."""

@@ -25,7 +25,7 @@ from mrm_stream.pretrained.weights import export_encoder, initialise
 from mrm_stream.records import Batch
 from mrm_stream.storage.access import is_there, naming_files
 from mrm_stream.storage.publish import publish_bytes
-from mrm_stream.stream.loader import Loader
+from mrm_stream.stream.loader import Loader, LoaderOptions
 from mrm_stream.stream.opening import open_data
 from mrm_stream.stream.source import SampleSource
 from mrm_stream.tasks.pretrain_batches import BatchMaker
@@ -282,17 +282,14 @@ class Pretraining:
 
     def _make_loader(self) -> Loader[Handover[Batch]]:
         config = self.config
-        return Loader(
-            self.shards,
-            self.batches,
+        options = LoaderOptions(
             seed=config.seed,
             batch_size=config.optim.batch_size,
-            rank=self.runtime.rank,
-            world=self.runtime.world,
             window=config.data.window,
             prefetch=config.data.prefetch,
             max_bad_samples=config.data.max_bad_samples,
         )
+        return Loader(self.shards, self.batches, options, rank=self.runtime.rank, world=self.runtime.world)
 
     def _begin(self, seen: Sequence[Path]) -> None:
         self._lock = prepare_run(self.out, self.config, seen)

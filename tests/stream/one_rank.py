@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.stream import prefetch
-from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.loader import Draw, Loader, LoaderOptions
 from mrm_stream.stream.order import steps_of
 from mrm_stream.stream.shard_set import ShardSet
 
@@ -48,22 +48,14 @@ def main(folder: Path, rank: int, world: int, fault: str) -> int:
         own = Path(shutil.copytree(folder / "set", folder / "own"))
         shards = ShardSet.open(own, "train")
         asked = shards.order(0, 1).locate(6 * AT_STEP + 6 * rank // world)[1]
-        index = (own / shards.place(asked).partition(":")[0]).with_suffix(".idx")
+        index = (own / shards.location(asked).partition(":")[0]).with_suffix(".idx")
         shards = ShardSet.open(own, "train")
         index.unlink()
         os.mkfifo(index)
-    loader = Loader(
-        shards,
-        transform,
-        seed=0,
-        batch_size=6,
-        rank=rank,
-        world=world,
-        window=1,
-        prefetch=1,
-        max_bad_samples=0,
-        stalled_after=STALLED_AFTER_S,
+    options = LoaderOptions(
+        seed=0, batch_size=6, window=1, prefetch=1, max_bad_samples=0, stalled_after=STALLED_AFTER_S
     )
+    loader = Loader(shards, transform, options, rank=rank, world=world)
     error = None
     try:
         with loader:

@@ -17,7 +17,7 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.records import Batch
 from mrm_stream.sources.phantom.tree import write_phantom_tree
-from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.loader import Draw, Loader, LoaderOptions
 from mrm_stream.stream.shard_set import ShardSet
 from mrm_stream.tasks.pretrain_batches import BatchMaker
 
@@ -68,5 +68,6 @@ def _digest(tensor: torch.Tensor) -> str:
 
 def load(shards: ShardSet, transform: Callable[[Sequence[Draw]], Any], **choices: Any) -> Loader[Any]:
     """The real loader."""
+    which = {name: choices.pop(name) for name in ("rank", "world") if name in choices}
     defaults = {"seed": SEED, "batch_size": 24, "window": WINDOW, "prefetch": 2, "max_bad_samples": 100}
-    return Loader(shards, transform, **{**defaults, **choices})
+    return Loader(shards, transform, LoaderOptions(**{**defaults, **choices}), **which)

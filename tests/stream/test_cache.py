@@ -20,7 +20,7 @@ from mrm_stream.formats.shard import ShardEntry
 from mrm_stream.storage import files
 from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream import cache as caching
-from mrm_stream.stream import shard_set
+from mrm_stream.stream import opened_shards
 from mrm_stream.stream.cache import ShardCache
 from mrm_stream.stream.shard_set import ShardSet
 from tests.packing.faulty_s3 import Faults, FaultyS3, running
@@ -170,8 +170,8 @@ def test_a_remote_set_is_not_read_without_a_cache(source: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [1, 4, 5, 6])
-def test_no_more_than_the_limit_or_what_is_announced_lies_there(source: Path, tmp_path: Path, room: int) -> None:
-    """A limit of one shard is less than the four that two windows announce: it works, on fewer hits."""
+def test_no_more_than_the_limit_or_what_is_hinted_at_lies_there(source: Path, tmp_path: Path, room: int) -> None:
+    """A limit of one shard is less than the four that two windows need: it works, on fewer hits."""
     largest = max(entry.bytes for entry in read_manifest(source).splits["train"])
     shards = ShardSet.open(source, "train", cache=(tmp_path, room * largest))
     assert shards.cache is not None
@@ -196,7 +196,7 @@ def test_those_used_last_are_kept(
             cache.path(entry)
         for entry in reversed(some):
             time.sleep(0.02)  # the clock of files ticks no faster
-            cache.let_go(entry)
+            cache.release(entry)
         return {path.name for path in (tmp_path / "cache").glob("*.tar")}
 
     assert use(a, b) == {a.file, b.file}
@@ -216,15 +216,15 @@ def test_a_shard_that_did_not_come_takes_no_room(
     cache = opened(copy, sum(entry.bytes for entry in others))
     with pytest.raises(ShardError, match="no such file"):
         cache.path(lost)
-    cache.let_go(lost)
+    cache.release(lost)
     for entry in others:
         cache.path(entry)
-        cache.let_go(entry)
+        cache.release(entry)
     assert cache.counts.evicted == 0
     assert {path.name for path in (tmp_path / "cache").glob("*.tar")} == {entry.file for entry in others}
 
 
-def test_what_is_announced_stays_while_what_comes_before_it_arrives(
+def test_what_is_hinted_at_stays_while_what_comes_before_it_arrives(
     source: Path, opened: Callable[..., ShardCache], entries: tuple[ShardEntry, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caching, "FETCHERS", 1)
@@ -232,19 +232,19 @@ def test_what_is_announced_stays_while_what_comes_before_it_arrives(
     for entry in entries[:3]:
         cache.path(entry)
         time.sleep(0.02)
-    cache.expect([])
-    cache.expect([entries[3], entries[4], entries[0]])  # the third was used before all others
+    cache.hint([])
+    cache.hint([entries[3], entries[4], entries[0]])  # the third was used before all others
     for entry in (entries[3], entries[4], entries[0]):
         assert whole(cache.path(entry).parent, entry)
     assert (cache.counts.hits, cache.counts.fetched, cache.counts.evicted) == (1, 5, 2)
 
 
-def test_maps_of_removed_shards_are_let_go(source: Path, tmp_path: Path) -> None:
+def test_maps_of_evicted_shards_are_released(source: Path, tmp_path: Path) -> None:
     shards = ShardSet.open(source, "train", cache=(tmp_path, 1))
-    shards.expect([[0], [1]])
+    shards.hint([0, 1])
     kept = shards.sample(0)
     shards.sample(6)
-    shards.expect([[2], [3]])
+    shards.hint([2, 3])
     assert shards.sample(12).key == "train-12"
     assert shards.sample(18).key == "train-18"
     assert len(deleted_maps(tmp_path)) == 1, "of the shard whose sample is still held"
@@ -255,10 +255,10 @@ def test_maps_of_removed_shards_are_let_go(source: Path, tmp_path: Path) -> None
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
-def test_shards_that_nobody_announced_are_bounded_too(
+def test_shards_that_nobody_hinted_at_are_bounded_too(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_set, "VISITED_SHARDS", 2)
+    monkeypatch.setattr(opened_shards, "UNHINTED_SHARDS", 2)
     shards = ShardSet.open(source, "train", cache=(tmp_path, 1))
     for index in range(SAMPLES):
         assert bytes(shards.sample(index).jpeg) == f"jpeg {index}".encode()
@@ -286,7 +286,7 @@ def test_nothing_is_left_open(source: Path, tmp_path: Path) -> None:
         assert descriptors()
         shards.close()
     forgotten = ShardSet.open(source, "train", cache=(tmp_path, LARGE))
-    forgotten.expect([[0, 1]])
+    forgotten.hint([0, 1])
     forgotten.sample(0)
     forgotten.sample(6)
     del forgotten, shards

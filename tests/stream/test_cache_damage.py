@@ -92,12 +92,12 @@ def damage_and_bring(
     one, other = draw.sample(entries, 2)
     for entry in (one, other):
         cache.path(entry)
-    cache.expect([])
+    cache.hint([])
     damage(folder, one, other, how, draw)
     assert not whole(folder, one)
     cache.path(one)
     assert whole(folder, one)
-    cache.expect([])
+    cache.hint([])
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".idx"])
@@ -205,4 +205,4 @@ def test_every_one_of_many_damages_is_found(
         cache.path(entry)
         assert whole(tmp_path / "cache", entry)
         assert cache.counts.refetched == before + bad
-        cache.expect([])
+        cache.hint([])

@@ -118,7 +118,7 @@ def test_storage_that_failed_ahead_of_need_is_asked_again(
     monkeypatch.setattr(retries, "ATTEMPTS", 2)
     shards = ShardSet.open(parse_path("s3://sets/there"), "train", cache=(tmp_path, LARGE))
     with s3.failing(Faults(1.0, ("internal",))) as faults:
-        shards.expect([[0, 1]])
+        shards.hint([0, 1])
         deadline = time.monotonic() + 10
         while faults.seen["internal"] < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -135,13 +135,13 @@ def test_a_full_disk_is_cleared_of_what_is_unused_and_then_an_error(
     cache = opened(source, LARGE, folder)
     for entry in (*entries, *entries):
         assert whole(cache.path(entry).parent, entry)
-        cache.expect([])
+        cache.hint([])
     assert cache.counts.evicted > SHARDS
-    cache.expect(entries)
+    cache.hint(entries)
     errors = [error for error in map(partial(error_of, cache), entries) if error is not None]
     assert 1 <= len(errors) < SHARDS
     assert all("No space left" in str(error) for error in errors)
-    cache.expect([])
+    cache.hint([])
     assert whole(cache.path(entries[5]).parent, entries[5])
     deadline = time.monotonic() + 5
     while temporaries(folder) and time.monotonic() < deadline:
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(
     disk = small_disk("size=1m")
     cache = opened(source, LARGE, disk)
     cache.path(entries[0])
-    cache.expect([])  # what is open for writing keeps a disk from becoming read-only
+    cache.hint([])  # what is open for writing keeps a disk from becoming read-only
     small_disk("ro")
     with pytest.raises(StorageError, match=r"disk.*Read-only file system"):
         cache.path(entries[1])
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(
         opened(source, LARGE, disk)
 
 
-def test_what_is_let_go_of_before_it_came_leaves_nothing_open(
+def test_what_is_released_before_it_came_leaves_nothing_open(
     source: Path,
     tmp_path: Path,
     opened: Callable[..., ShardCache],
@@ -196,10 +196,10 @@ def test_what_is_let_go_of_before_it_came_leaves_nothing_open(
 
     monkeypatch.setattr(caching, "_pieces", failing)
     cache = opened(source)
-    cache.expect(entries[:4])
+    cache.hint(entries[:4])
     assert begun.wait(20)
     assert held() == 4
-    cache.expect([])
+    cache.hint([])
     assert held() == 1, "of the one that is on its way"
     answer.set()
     deadline = time.monotonic() + 20
@@ -222,7 +222,7 @@ def test_closing_does_not_wait_for_storage_that_hangs(
 
     monkeypatch.setattr(caching, "_pieces", hanging)
     cache = opened(source)
-    cache.expect(entries)
+    cache.hint(entries)
     for _ in range(caching.FETCHERS):
         assert hangs.acquire(timeout=20)
     errors: list[StorageError | None] = []
@@ -240,7 +240,7 @@ def test_closing_does_not_wait_for_storage_that_hangs(
     assert not askers[1].is_alive()
     with pytest.raises(StorageError, match="closed"):
         cache.path(entries[1])
-    cache.expect(entries)
+    cache.hint(entries)
     answer.set()
     askers[0].join(20)
     assert [type(error) for error in errors] == [StorageError] * 2

@@ -71,7 +71,7 @@ def test_what_another_process_uses_is_not_removed(source: Path, tmp_path: Path, 
         one.path(used)
         for entry in others:
             other.path(entry)
-            other.let_go(entry)
+            other.release(entry)
         assert other.counts.evicted == len(others) - 1
         assert whole(folder, used)
     finally:
@@ -92,7 +92,7 @@ def test_a_cache_has_the_same_locks_however_its_path_is_written(
         one.path(used)
         for other in others:
             other.path(another)
-            other.let_go(another)
+            other.release(another)
             assert whole(tmp_path / "cache", used)
     finally:
         for cache in (one, *others):

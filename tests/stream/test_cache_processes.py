@@ -19,6 +19,7 @@ from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.formats.shard import ShardEntry
 from mrm_stream.storage.publish import sha256_of
 from mrm_stream.stream import cache as caching
+from mrm_stream.stream import cache_folder
 from mrm_stream.stream.cache import ShardCache
 from tests.packing.faulty_s3 import Faults, FaultyS3, running
 from tests.stream.cached import LARGE, SHARDS, error_of, make_source
@@ -54,7 +55,7 @@ print("begun", flush=True)
 for position in range(int(epochs) * len(shards)):
     if position % 6 == 0:
         windows = [shards for _, shards in islice(order.windows_from(position), 2)]
-        shards.expect(windows)
+        shards.hint(windows[0] + windows[1])
         if position % len(shards) == 0:
             for shard in windows[0] + windows[1]:  # until nothing is on its way
                 shards.sample(6 * shard)
@@ -80,7 +81,7 @@ from mrm_stream.stream.shard_set import ShardSet
 shards = ShardSet.open(parse_path(sys.argv[1]), "train", cache=(Path(sys.argv[2]), 1 << 40))
 print("opened", flush=True)
 input()
-shards.expect([range(8)])
+shards.hint(range(8))
 time.sleep(0.5)
 begun = time.monotonic()
 if sys.argv[3] == "close":
@@ -207,7 +208,7 @@ def test_when_one_is_killed_while_it_fetches_the_others_go_on(
             killed = start(READER, "s3://sets/there", tmp_path, LARGE, 1, 0)
             hanging = wait_for(tmp_path, ".*.tar.*.tmp")
             deadline = time.monotonic() + 20
-            while tars.seen["stall"] < 2:  # both that it has announced
+            while tars.seen["stall"] < 2:  # both that it was hinted at
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         # Those connections hang; what is asked for from now on is answered.
@@ -266,7 +267,7 @@ def test_kills_and_starts_leave_nothing(
 def test_a_stopped_process_that_fetches_is_not_waited_for_without_end(
     source: Path, tmp_path: Path, start: Start, entries: tuple[ShardEntry, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "WAIT_S", 0.5)
+    monkeypatch.setattr(cache_folder, "WAIT_S", 0.5)
     stopped = start(READER, source, tmp_path, LARGE, 1, 0.05)
     hanging = wait_for(tmp_path, ".*.tar.*.tmp")
     stopped.send_signal(signal.SIGSTOP)

@@ -68,7 +68,7 @@ def busy(folder: Path, entries: list[ShardEntry], hashing: Hashing) -> Checksums
     """All are expected, and each thread is held up in one."""
     hashing.gate.clear()
     made = Checksums(folder, entries)
-    made.expect(range(COUNT))
+    made.hint(range(COUNT))
     for _ in range(THREADS):
         assert hashing.begun.acquire(timeout=WAIT_S)
     return made
@@ -87,15 +87,15 @@ def test_what_is_expected_is_compared_in_that_order_ahead_of_need_and_once(
     tmp_path: Path, entries: list[ShardEntry], hashing: Hashing
 ) -> None:
     tested = Checksums(tmp_path, entries)
-    tested.expect([3, 1, 4, 1])
+    tested.hint([3, 1, 4, 1])
     wait_for(lambda: len(hashing.read) == 3 and hashing.now == 0)
     assert set(hashing.read) == {"3.tar", "1.tar", "4.tar"}
-    tested.expect([3, 1, 4])
+    tested.hint([3, 1, 4])
     for shard in (3, 1, 4):
         tested.require(shard)
     assert len(hashing.read) == 3
     assert not tested.are_all_compared()
-    tested.expect(range(COUNT))
+    tested.hint(range(COUNT))
     for shard in range(COUNT):
         tested.require(shard)
     assert tested.are_all_compared()
@@ -107,7 +107,7 @@ def test_several_are_read_at_a_time_and_what_is_no_longer_expected_is_left_out(
 ) -> None:
     tested = busy(tmp_path, entries, hashing)
     assert hashing.now == THREADS
-    tested.expect([9])
+    tested.hint([9])
     hashing.gate.set()
     tested.require(9)
     wait_for(lambda: hashing.now == 0)
@@ -131,7 +131,7 @@ def test_what_waits_in_the_queue_is_compared_at_once_where_it_is_needed(
 def test_one_that_is_being_read_is_waited_for(tmp_path: Path, entries: list[ShardEntry], hashing: Hashing) -> None:
     hashing.gate.clear()
     tested = Checksums(tmp_path, entries)
-    tested.expect([0])
+    tested.hint([0])
     assert hashing.begun.acquire(timeout=WAIT_S)
     needed = threading.Thread(target=tested.require, args=(0,))
     needed.start()
@@ -155,7 +155,7 @@ def test_storage_that_fails_ahead_of_need_is_asked_again(
 
     monkeypatch.setattr(checksums, "sha256_of", failing)
     tested = Checksums(tmp_path, entries)
-    tested.expect([2])
+    tested.hint([2])
     wait_for(lambda: len(asked) == 1)
     tested.require(2)
     assert len(asked) == 2
@@ -165,7 +165,7 @@ def test_damage_is_told_where_the_shard_is_needed_each_time(tmp_path: Path, entr
     (tmp_path / "5.tar").write_bytes(b"other" * 20)
     (tmp_path / "6.tar").unlink()
     tested = Checksums(tmp_path, entries)
-    tested.expect(range(COUNT))
+    tested.hint(range(COUNT))
     tested.require(4)
     for _ in range(2):
         with pytest.raises(ShardError, match="SHA-256") as caught:
@@ -202,7 +202,7 @@ def test_closed_it_compares_what_is_needed_alone(tmp_path: Path, entries: list[S
 def test_forgotten_its_threads_end(tmp_path: Path, entries: list[ShardEntry]) -> None:
     before = threading.active_count()
     tested = Checksums(tmp_path, entries)
-    tested.expect(range(COUNT))
+    tested.hint(range(COUNT))
     gone = weakref.ref(tested)
     del tested
     gc.collect()
@@ -214,7 +214,7 @@ def test_a_loader_has_the_next_windows_compared_and_then_nothing_more(
     tmp_path_factory: pytest.TempPathFactory, hashing: Hashing
 ) -> None:
     shards = ShardSet.open(packed_phantoms(tmp_path_factory), "train")
-    assert shards.wants_notice
+    assert shards.wants_hints
     count = len(shards.shard_sizes)
     with load(shards, digests, batch_size=8, prefetch=1, window=1) as loader:
         next(loader)
@@ -222,7 +222,7 @@ def test_a_loader_has_the_next_windows_compared_and_then_nothing_more(
         assert len(hashing.read) < count, "far more than is needed soon"
         for _ in range(-(-len(shards) // 8)):
             next(loader)
-        assert not shards.wants_notice
+        assert not shards.wants_hints
         assert sorted(hashing.read) == sorted(entry.file for entry in shards.manifest.splits["train"])
 
 

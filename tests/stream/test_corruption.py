@@ -189,9 +189,9 @@ def test_only_shards_that_are_used_are_read_whole_and_only_once(
         read.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("mrm_stream.stream.shard_set.sha256_of", counted)
+    monkeypatch.setattr("mrm_stream.stream.opened_shards.sha256_of", counted)
     monkeypatch.setattr("mrm_stream.stream.checksums.sha256_of", counted)
-    monkeypatch.setattr("mrm_stream.stream.shard_set.MAPPED_SHARDS", 1)
+    monkeypatch.setattr("mrm_stream.stream.opened_shards.MAPPED_SHARDS", 1)
     shards = ShardSet.open(training_set, "train")
     second = shards.shard_sizes[0]
     for index in (second, second + 1, 0, second):
@@ -271,7 +271,7 @@ def test_jpegs_that_do_not_decode_are_replaced_counted_and_logged(
     assert [index for indexes, _ in batches for index in indexes] == expected
     assert sorted(bad) == sorted(BAD)
     for index in BAD:
-        assert sum(shards.place(index) in record.getMessage() for record in caplog.records) == 1
+        assert sum(shards.location(index) in record.getMessage() for record in caplog.records) == 1
     with pytest.raises(TrainingError, match=r"4 of .* samples are bad"):
         decoded(training_set, "turbojpeg", max_bad_samples=3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from mrm_stream.config.pretrain import PretrainDataConfig
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, ShardError, StorageError
 from mrm_stream.stream.joined import JoinedSets
-from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.loader import Draw, Loader, LoaderOptions
 from mrm_stream.stream.opening import open_data
 from mrm_stream.stream.shard_set import ShardSet
 from tests.stream.conftest import MakeSet
@@ -20,8 +21,11 @@ def keys(draws: Sequence[Draw]) -> list[tuple[str, int]]:
     return [(draw.sample.key, draw.sample.index) for draw in draws]
 
 
-def loader(sets: JoinedSets, **more: int) -> Loader[list[tuple[str, int]]]:
-    return Loader(sets, keys, seed=3, batch_size=8, window=2, prefetch=1, max_bad_samples=5, **more)
+OPTIONS = LoaderOptions(seed=3, batch_size=8, window=2, prefetch=1, max_bad_samples=5)
+
+
+def loader(sets: JoinedSets) -> Loader[list[tuple[str, int]]]:
+    return Loader(sets, keys, OPTIONS)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def test_samples_come_in_their_shares_under_indexes_of_their_own(roots: tuple[Pa
     assert len(second) == len(seen) // 4
     assert {index for _, index in seen} == set(range(12))
     assert all(sets.sample(index).key == key for key, index in seen[:50])
-    assert "b/train-00000.tar: train-0" in sets.place(7)
+    assert "b/train-00000.tar: train-0" in sets.location(7)
 
 
 def test_the_first_set_has_a_share_of_one_whatever_the_others_have(roots: tuple[Path, Path]) -> None:
@@ -77,7 +81,7 @@ def test_bad_samples_of_any_set_go_into_the_state_and_are_replaced_by_the_next_o
         return keys(draws)
 
     def load() -> Loader[list[tuple[str, int]]]:
-        return Loader(joined(roots), transform, seed=3, batch_size=8, window=2, prefetch=1, max_bad_samples=len(bad))
+        return Loader(joined(roots), transform, replace(OPTIONS, max_bad_samples=len(bad)))
 
     epochs = 8
     with load() as batches:
@@ -103,7 +107,7 @@ def test_a_cached_mixture_is_the_same(roots: tuple[Path, Path], tmp_path: Path) 
     sets.close()
 
 
-def test_a_set_that_wants_notice_has_it_whatever_the_other_wants(roots: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_set_that_wants_hints_has_them_whatever_the_other_wants(roots: tuple[Path, Path], tmp_path: Path) -> None:
     """Or the shards of a cache were fetched when they are read, once those of a local set have all been compared."""
     for cached in (0, 1):
         local, remote = (
@@ -112,11 +116,11 @@ def test_a_set_that_wants_notice_has_it_whatever_the_other_wants(roots: tuple[Pa
         )
         for index in range(len(local)):
             local.sample(index)
-        assert not local.wants_notice
+        assert not local.wants_hints
         sets = JoinedSets([remote, local] if cached == 0 else [local, remote], (1.0, 1.0))
-        assert sets.wants_notice
+        assert sets.wants_hints
         sets.close()
-    assert not JoinedSets([local, local], (1.0, 1.0)).wants_notice
+    assert not JoinedSets([local, local], (1.0, 1.0)).wants_hints
 
 
 def test_every_set_s_cache_is_counted_and_closed(roots: tuple[Path, Path], tmp_path: Path) -> None:
@@ -140,9 +144,9 @@ def test_the_sets_of_a_mixture_share_the_room_of_the_cache(make_set: MakeSet, tm
     )
     sets = open_data(data)
     for shard in range(8):
-        sets.expect([[shard]])
+        sets.hint([shard])
         sets.sample(2 * shard)
-    sets.expect([])
+    sets.hint([])
     assert sum(tar.stat().st_size for tar in (tmp_path / "cache").rglob("*.tar")) == room
     sets.close()
 
@@ -157,55 +161,54 @@ def test_a_cache_of_any_set_is_one(roots: tuple[Path, Path], tmp_path: Path) -> 
 
 
 class Recording(ShardSet):
-    """Notes what is announced, as if there were a cache."""
+    """Notes what is hinted, as if there were a cache."""
 
-    announced: list[set[int]]
+    hinted: list[set[int]]
 
     @property
-    def wants_notice(self) -> bool:
+    def wants_hints(self) -> bool:
         return True
 
-    def expect(self, windows: Sequence[Sequence[int]]) -> None:
-        self.announced.append({shard for window in windows for shard in window})
+    def hint(self, shards: Sequence[int]) -> None:
+        self.hinted.append(set(shards))
 
 
 def recording(root: Path, batch_size: int, rank: int, world: int) -> tuple[Recording, Loader[list[tuple[str, int]]]]:
     shards = Recording.open(root, "train")
     assert isinstance(shards, Recording)
-    shards.announced = []
-    return shards, Loader(
-        shards, keys, seed=1, batch_size=batch_size, rank=rank, world=world, window=2, prefetch=1, max_bad_samples=0
-    )
+    shards.hinted = []
+    options = LoaderOptions(seed=1, batch_size=batch_size, window=2, prefetch=1, max_bad_samples=0)
+    return shards, Loader(shards, keys, options, rank=rank, world=world)
 
 
 def test_each_set_is_told_of_its_own_shards(roots: tuple[Path, Path]) -> None:
     first, second = (recording(root, 8, 0, 1)[0] for root in roots)
     sets = JoinedSets([first, second], (1.0, 1.0))
-    for windows in ([[0, 1, 2]], [[0], [2]], [[1]]):
-        sets.expect(windows)
-    assert (first.announced, second.announced) == ([{0, 1}, {0}, {1}], [{0}, {0}, set()])
+    for shards in ([0, 1, 2], [0, 2], [1]):
+        sets.hint(shards)
+    assert (first.hinted, second.hinted) == ([{0, 1}, {0}, {1}], [{0}, {0}, set()])
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_rank_announces_what_it_reads_and_the_window_after(make_set: MakeSet, world: int) -> None:
+def test_a_rank_hints_at_what_it_reads_and_the_window_after(make_set: MakeSet, world: int) -> None:
     root = make_set(splits={"train": [6] * 12})
     for rank in range(world):
         shards, batches = recording(root, 8, rank, world)
         made = batches._batches.following(0)
         read = [{index // 6 for _, index in next(made).batch} for _ in range(30)]
-        steps = [found for found in shards.announced if found]
+        steps = [found for found in shards.hinted if found]
         assert all(any(found <= told for told in steps) for found in read)
         assert max(map(len, steps)) <= 6
         assert min(map(len, steps)) >= 4
 
 
-def test_ranks_far_apart_announce_their_own_windows(make_set: MakeSet) -> None:
+def test_ranks_far_apart_hint_at_their_own_windows(make_set: MakeSet) -> None:
     root = make_set(splits={"train": [4] * 32})
     told = []
     for rank in (0, 7):
         shards, batches = recording(root, 64, rank, 8)
-        batches._batches._expect(0)
-        told.append(shards.announced[0])
+        batches._batches._hint(0)
+        told.append(shards.hinted[0])
     assert all(len(shards) <= 6 for shards in told)
     assert told[0] != told[1]
 

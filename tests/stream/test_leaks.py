@@ -29,7 +29,7 @@ WARM_UP, EPOCHS = 5, 20
 RSS_BOUND = 4 << 20
 """Bytes that 20 epochs may add; 0 to 2 MB seen. One batch kept an epoch would add 10 MB."""
 ROOM = 4 * 110_000
-"""Bytes of four of the six shards: more than batches of 8 from windows of one shard announce, less than an epoch."""
+"""Bytes of four of the six shards: more than batches of 8 from windows of one shard need, less than an epoch."""
 PROCESS = Path("/proc/self")
 
 pytestmark = [

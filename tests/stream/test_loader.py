@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mrm_stream.errors import CheckpointError, DamagedSamplesError, TrainingError
-from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.loader import Draw, Loader, LoaderOptions
 from mrm_stream.stream.order import EPOCHS, Order
 from mrm_stream.stream.shard_set import ShardSet
 
@@ -44,8 +44,9 @@ def damaging(bad: set[int]) -> Callable[[Sequence[Draw]], Pairs]:
 
 
 def load(shards: ShardSet, transform: Callable[[Sequence[Draw]], Pairs] = pairs_of, **choices: Any) -> Loader[Pairs]:
+    which = {name: choices.pop(name) for name in ("rank", "world") if name in choices}
     defaults = {"seed": 3, "batch_size": 4, "window": 2, "prefetch": 2, "max_bad_samples": 100}
-    return Loader(shards, transform, **{**defaults, **choices})
+    return Loader(shards, transform, LoaderOptions(**{**defaults, **choices}), **which)
 
 
 def steps(loader: Loader[Pairs], count: int) -> list[Pairs]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mrm_stream.errors import ShardError
 from mrm_stream.records import Sample
-from mrm_stream.stream.loader import Draw, Loader
+from mrm_stream.stream.loader import Draw, Loader, LoaderOptions
 from mrm_stream.stream.mixture import Mixture
 from mrm_stream.stream.order import Order
 from mrm_stream.stream.shard_set import ShardSet
@@ -101,7 +101,7 @@ EIGHT_THREE_FIVE = (Hop(8, 2, 2, 7), Hop(3, 3, 2, 1), Hop(5, 2, 2, 4))
 class Numbers:
     """A set whose samples are their indexes; stands in for a `ShardSet`."""
 
-    wants_notice = False
+    wants_hints = False
     directory = "numbers"
 
     def __init__(self, case: Case) -> None:
@@ -117,7 +117,7 @@ class Numbers:
             raise ShardError("is bad")
         return Sample(index, str(index), b"", np.empty(0, np.uint16))
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return str(index)
 
 
@@ -126,17 +126,14 @@ def pairs_of(draws: Sequence[Draw]) -> list[Pair]:
 
 
 def loader_of(case: Case, hop: Hop, rank: int) -> Loader[list[Pair]]:
-    return Loader(
-        cast(ShardSet, Numbers(case)),
-        pairs_of,
+    options = LoaderOptions(
         seed=case.seed,
         batch_size=hop.world * hop.share,
-        rank=rank,
-        world=hop.world,
         window=case.window,
         prefetch=1,
         max_bad_samples=case.samples,
     )
+    return Loader(cast(ShardSet, Numbers(case)), pairs_of, options, rank=rank, world=hop.world)
 
 
 def ran(case: Case) -> list[Pair]:

@@ -16,7 +16,7 @@ import pytest
 from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.formats.manifest import read_manifest, write_manifest
 from mrm_stream.formats.shard import read_index
-from mrm_stream.stream import shard_set
+from mrm_stream.stream import opened_shards
 from mrm_stream.stream.shard_set import ShardSet
 
 MakeSet = Callable[..., Path]
@@ -35,7 +35,7 @@ def test_each_sample_is_what_was_packed(small_set: Path) -> None:
         assert sample.token_ids.tolist() == [index % 40 + 4, *range(index % 3)]
         assert shards.metadata(index)["subject"] == f"s{index}"
         assert shards.report(index) == f"report {index}: the lungs are clear"
-    assert shards.place(4) == "train-00001.tar: train-4"
+    assert shards.location(4) == "train-00001.tar: train-4"
 
 
 def test_splits_are_apart(small_set: Path) -> None:
@@ -55,7 +55,7 @@ def test_fingerprints_tell_sets_apart(make_set: MakeSet, small_set: Path) -> Non
 @pytest.mark.parametrize("index", [-1, 11, 10**12])
 def test_an_index_out_of_bounds_is_refused(small_set: Path, index: int) -> None:
     shards = ShardSet.open(small_set, "train")
-    for read in (shards.sample, shards.metadata, shards.report, shards.place):
+    for read in (shards.sample, shards.metadata, shards.report, shards.location):
         with pytest.raises(IndexError, match="a split of 11"):
             read(index)
 
@@ -116,7 +116,7 @@ def test_what_may_not_be_read_is_no_damage(make_set: MakeSet, unprivileged: None
 def test_a_tar_cut_short_after_opening_is_refused(make_set: MakeSet) -> None:
     root = make_set(splits={"train": [2, 2]})
     shards = ShardSet.open(root, "train")
-    shards._table(1)
+    shards._opened.index(1)
     os.truncate(root / "train-00001.tar", 1024)
     with pytest.raises(ShardError, match=r"train-00001\.tar.*bytes long"):
         shards.sample(2)
@@ -145,7 +145,7 @@ def test_another_shards_index_is_refused(make_set: MakeSet) -> None:
     shards = ShardSet.open(root, "train")
     with pytest.raises(ShardError, match=r"train-00001\.idx"):
         shards.sample(3)
-    assert shards.place(3) == "train-00001.tar: sample 2"
+    assert shards.location(3) == "train-00001.tar: sample 2"
 
 
 def test_a_manifest_that_counts_otherwise_is_refused(make_set: MakeSet) -> None:
@@ -218,7 +218,7 @@ def test_names_in_a_manifest_may_not_leave_the_set(make_set: MakeSet) -> None:
 
 
 def test_file_descriptors_are_bounded(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_set, "MAPPED_SHARDS", 3)
+    monkeypatch.setattr(opened_shards, "MAPPED_SHARDS", 3)
     descriptors = Path("/proc/self/fd")
     if not descriptors.is_dir():
         pytest.skip("no /proc: open descriptors cannot be counted")
@@ -236,11 +236,11 @@ def test_file_descriptors_are_bounded(make_set: MakeSet, monkeypatch: pytest.Mon
 
 
 def test_the_maps_used_last_are_kept(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_set, "MAPPED_SHARDS", 2)
+    monkeypatch.setattr(opened_shards, "MAPPED_SHARDS", 2)
     shards = ShardSet.open(make_set(splits={"train": [1] * 3}), "train")
     for index in (0, 1, 0, 2):
         shards.sample(index)
-    assert set(shards._maps) == {0, 2}
+    assert set(shards._opened._maps) == {0, 2}
 
 
 def test_nothing_is_read_before_it_is_needed(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_nothing_is_read_before_it_is_needed(make_set: MakeSet, monkeypatch: pyt
         read.append(path.name)
         return read_index(path, members)
 
-    monkeypatch.setattr(shard_set, "read_index", counted)
+    monkeypatch.setattr(opened_shards, "read_index", counted)
     shards = ShardSet.open(root, "train")
     assert read == []
     for _ in range(3):
@@ -261,7 +261,7 @@ def test_nothing_is_read_before_it_is_needed(make_set: MakeSet, monkeypatch: pyt
 
 
 def test_many_threads_read_the_same(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_set, "MAPPED_SHARDS", 2)
+    monkeypatch.setattr(opened_shards, "MAPPED_SHARDS", 2)
     shards = ShardSet.open(make_set(splits={"train": [3] * 8}), "train")
     together = threading.Barrier(4)
 
