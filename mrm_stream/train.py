@@ -35,14 +35,15 @@ def main(config: Path, shards: str | None, out: str | None, overrides: tuple[str
     from mrm_stream.distributed.connection import disconnect
     from mrm_stream.distributed.ranks import FirstRankFailedError
     from mrm_stream.distributed.runtime import set_up_logging, start_runtime
-    from mrm_stream.training.trainer import pretrain
+    from mrm_stream.tasks.pretrain import Pretraining
+    from mrm_stream.training.trainer import train
 
     try:
         with naming_files():
             settings = with_paths(load_config(PretrainConfig, config, overrides), shards=shards, out=out)
             runtime = start_runtime()
             set_up_logging(quiet=not runtime.is_first)
-            pretrain(settings, runtime)
+            train(Pretraining(settings), runtime)
             disconnect()
     except FirstRankFailedError:
         sys.exit(1)

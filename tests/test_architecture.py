@@ -27,19 +27,8 @@ ALLOWED = {
     "model": {"model", "text", "config"},
     "pretrained": {"pretrained", "model", "storage"},
     "distributed": {"distributed", "storage"},
-    "training": {
-        "training",
-        "distributed",
-        "stream",
-        "decode",
-        "model",
-        "pretrained",
-        "tasks",
-        "formats",
-        "config",
-        "storage",
-    },
-    "tasks": {"tasks", "training", "stream", "decode", "model", "pretrained", "formats", "text", "config"},
+    "training": {"training", "distributed", "stream", "decode", "formats", "config", "storage"},
+    "tasks": {"tasks", "training", "stream", "decode", "model", "pretrained", "formats", "text", "config", "storage"},
     "visual": {"visual", "tasks", "training", "stream", "packing", "formats", "text", "config", "storage"},
     "bench": {
         *("bench", "tasks", "training", "distributed", "stream", "decode", "packing", "sources"),
@@ -50,11 +39,11 @@ ALLOWED = {
         *("formats", "text", "config", "storage"),
     },
     "cli": {"commands", "storage"},
-    "train": {"training", "distributed", "config", "storage"},
+    "train": {"tasks", "training", "distributed", "config", "storage"},
 }
 DOORS = {
     "nvidia": {"decode/dali.py"},
-    "deepspeed": {"training/engine.py", "distributed/connection.py"},
+    "deepspeed": {"training/engine.py", "training/engine_state.py", "distributed/connection.py"},
 }
 
 PARAMETERS = 8

@@ -31,8 +31,8 @@ from mrm_stream.records import Batch
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.loader import Loader, LoaderOptions
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain import Pretraining
 from mrm_stream.tasks.pretrain_batches import BatchMaker
-from mrm_stream.training.trainer import make_batches
 
 Backend = Literal["dali", "turbojpeg"]
 BACKENDS: tuple[Backend, ...] = ("dali", "turbojpeg")
@@ -149,7 +149,7 @@ def _dali_rate(setting: Setting, engine_load: float, batch: int) -> float:
 def loading(config: PretrainConfig, setting: Setting) -> Iterator[tuple[Loader[Handover[Batch]], BatchMaker]]:
     """Yield the loader of a run on the packed set, and what makes its batches."""
     shards = ShardSet.open(setting.shards, "train")
-    maker = make_batches(config, shards, setting.device)
+    maker = Pretraining(config).make_batches(shards, setting.device)
     with _loader(config, shards, maker) as loader:
         yield loader, maker
     maker.close()
@@ -177,7 +177,7 @@ def _late_readings(
     """Return of each batch the mean grey of squares of both views, and its other tensors, as read late."""
     config = _config(setting, backend, batch)
     shards = ShardSet.open(setting.shards, "train")
-    maker = make_batches(config, shards, device)
+    maker = Pretraining(config).make_batches(shards, device)
     readings = []
     with _loader(config, shards, maker) as loader:
         for handover in islice(loader, count):

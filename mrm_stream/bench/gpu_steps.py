@@ -21,8 +21,9 @@ from mrm_stream.distributed.ranks import Ranks
 from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.formats.folder import MANIFEST
 from mrm_stream.records import Batch
+from mrm_stream.tasks.pretrain import make_model, masked_tokens
+from mrm_stream.training.checkpoint import load_weights
 from mrm_stream.training.engine import Engine
-from mrm_stream.training.trainer import load_weights, make_model
 
 _NO_DROPOUT = "model.report_decoder.dropout=0.0"
 _PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}
@@ -55,14 +56,14 @@ def check_zero(setting: Setting) -> Found:
         more = "optim.batch_size=8", "optim.micro_batch_size=4", f"engine.zero_stage={stage}", _NO_DROPOUT
         config = load_config(PretrainConfig, None, tiny.settings(*more))
         batches = [made_up_batch(config, tiny.vocabulary, 8, seed=step, device=runtime.device) for step in range(6)]
-        engine = Engine(make_model(config, tiny.vocabulary), config, runtime)
+        engine = Engine(make_model(config, tiny.vocabulary), config, runtime, masked_tokens)
         losses = _train(engine, batches[:3])
-        weights, moments = engine.full_weights(), engine.full_moments()
+        weights, moments = engine.state.weights(), engine.state.moments()
         losses += _train(engine, batches[3:], start=3)
         model = make_model(config, tiny.vocabulary)
         load_weights(model, weights, Path(f"stage {stage}"))
-        continued = Engine(model, config, runtime)
-        continued.load_moments(moments)
+        continued = Engine(model, config, runtime, masked_tokens)
+        continued.state.load_moments(moments)
         again = _train(continued, batches[3:], start=3)
         first = first or losses
         found.at_most(f"stage_{stage}_continued_relative", _apart(again, losses[3:]), 1e-3)
@@ -80,7 +81,7 @@ def check_compile(setting: Setting) -> Found:
         more = f"optim.batch_size={count}", f"engine.compile={str(name == 'compiled').lower()}", _NO_DROPOUT
         config = load_config(PretrainConfig, None, setting.settings(*more))
         batch = made_up_batch(config, setting.vocabulary, count, seed=0, device=runtime.device)
-        engine = Engine(make_model(config, setting.vocabulary), config, runtime)
+        engine = Engine(make_model(config, setting.vocabulary), config, runtime, masked_tokens)
         started = time.perf_counter()
         losses[name] = _train(engine, [batch] * 3)
         found.numbers[f"{name}_first_steps_s"] = time.perf_counter() - started
@@ -98,7 +99,7 @@ def check_training(setting: Setting) -> Found:
     runtime = _connected()
     flops = flops_a_sample(config, setting.vocabulary)
     found = Found({"batch": count, "gflop_a_sample": flops / 1e9})
-    engine = Engine(make_model(config, setting.vocabulary), config, runtime)
+    engine = Engine(make_model(config, setting.vocabulary), config, runtime, masked_tokens)
     batch = made_up_batch(config, setting.vocabulary, count, seed=0, device=runtime.device)
     losses = _train(engine, [batch] * 3)
     found.holds(losses[-1] < losses[0], f"the loss of one batch does not fall: {losses}")
@@ -146,7 +147,7 @@ def flops_a_sample(config: PretrainConfig, vocabulary: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _with_data(found: Found, config: PretrainConfig, setting: Setting, engine: Engine, steps: int) -> None:
+def _with_data(found: Found, config: PretrainConfig, setting: Setting, engine: Engine[Batch], steps: int) -> None:
     with loading(config, setting) as (loader, _):
         for step in range(3):
             engine.step(next(loader).take(), step=step, learning_rate=1e-5)["loss"].item()
@@ -166,14 +167,14 @@ def _connected() -> Runtime:
     return runtime
 
 
-def _train(engine: Engine, batches: Sequence[Batch], *, start: int = 0) -> list[float]:
+def _train(engine: Engine[Batch], batches: Sequence[Batch], *, start: int = 0) -> list[float]:
     return [
         float(engine.step(batch, step=start + number, learning_rate=1e-4)["loss"])
         for number, batch in enumerate(batches)
     ]
 
 
-def _seconds(engine: Engine, batch: Batch, steps: int) -> float:
+def _seconds(engine: Engine[Batch], batch: Batch, steps: int) -> float:
     started = time.perf_counter()
     for step in range(steps):
         losses = engine.step(batch, step=step, learning_rate=1e-5)

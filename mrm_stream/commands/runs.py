@@ -26,10 +26,10 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
     mrm-stream train --config configs/mrm_vit_b16.yaml --shards shards/mimic --out runs/first
     """
     from mrm_stream.errors import command_line
-    from mrm_stream.training.launch import launch
+    from mrm_stream.tasks.pretrain_launch import launch_pretraining
 
     start()
-    where = launch(config, shards=shards, out=out, overrides=overrides, ranks=ranks)
+    where = launch_pretraining(config, shards=shards, out=out, overrides=overrides, ranks=ranks)
     click.echo(f"The encoder: {where / 'encoder.safetensors'}; losses: {where / 'metrics.jsonl'}, tensorboard/")
     words = ("reconstruct", "--run", where, "--out", where / "restored.png")
     click.echo(f"Next: {command_line('mrm-stream', *words)}")
@@ -90,7 +90,7 @@ def export(run: Path, out: Path, form: str) -> None:
     """
     from mrm_stream.config.file import portable_settings
     from mrm_stream.pretrained.weights import export_encoder, save_reference
-    from mrm_stream.training.trainer import load_run
+    from mrm_stream.tasks.pretrain import load_run
 
     start()
     check_output(out)

@@ -23,7 +23,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrm_stream.errors import CheckpointError
 from mrm_stream.storage.access import matching, refuse_barred
@@ -190,6 +190,28 @@ def read_state(directory: Path) -> dict[str, Any]:
     if signed_state(content) != text:
         raise CheckpointError("is damaged: its SHA-256 is another", where=directory / _STATE)
     return content
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Copy a checkpoint's weights into a model.
+
+    Raises:
+        CheckpointError: The two do not have the same tensors; the first that differs is named.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ weights.keys()):
+        place = "the checkpoint" if name in weights else "the model"
+        raise CheckpointError(
+            f"{name} is only in {place}", where=where, remedy="Use the configuration that it was trained with."
+        )
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(weights[name].shape)}, the model's has {tuple(tensor.shape)}",
+                where=where,
+                remedy="Use the configuration, and shards with the tokenizer, that it was trained with.",
+            )
+    model.load_state_dict(weights)
 
 
 def _sync_file(path: Path) -> None:

@@ -1,22 +1,33 @@
-"""The optimizer step, by DeepSpeed: the only file that imports it."""
+"""The optimizer step, by DeepSpeed.
+
+One step of the run is one step of AdamW over `optim.batch_size` samples, however many ranks and passes they are spread
+over. The losses and gradients of a step must not depend on that: so dropout is keyed by seed, step and pass, the
+learning rate is set from outside for each step, and losses are means over the items of the whole step, whose number is
+exchanged before the first pass. What does depend on it is the order in which numbers are added up, that is, rounding.
+
+DeepSpeed's dictionary is derived from our settings here, so that a value is written in one place; each entry that is
+not its default says why. Only this file, `engine_state.py` and `distributed/connection.py` import it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mrm_stream.config.base import EngineConfig, OptimConfig
-from mrm_stream.config.pretrain import PretrainConfig
+from mrm_stream.config.base import EngineConfig, OptimConfig, TrainConfig
 from mrm_stream.distributed.runtime import Runtime
-from mrm_stream.errors import CheckpointError, ConfigError
+from mrm_stream.errors import ConfigError
 from mrm_stream.randomness import Purpose, words
-from mrm_stream.records import Batch
+from mrm_stream.training.engine_state import EngineState
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+B = TypeVar("B", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -89,14 +100,22 @@ def deepspeed_settings(optim: OptimConfig, engine: EngineConfig, world: int) -> 
     return settings
 
 
-class Engine:
+class Engine(Generic[B]):
     """A model, its optimizer, and the ranks that train it together.
 
-    Every method is collective, but for `load_moments`: all ranks must call it.
+    Every method is collective: all ranks must call it.
     """
 
-    def __init__(self, model: nn.Module, config: PretrainConfig, runtime: Runtime) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, runtime: Runtime, loss_items: Callable[[B], Tensor]
+    ) -> None:
         """Distribute the model, whose weights must be the same on every rank; the ranks are connected already.
+
+        Args:
+            model: Called as `model(batch, loss_items)`; returns scalars, `loss` among them.
+            config: Of the run.
+            runtime: This rank.
+            loss_items: Counts what the losses of a batch are means over; see `Task.loss_items`.
 
         Raises:
             ConfigError: The ranks do not divide the batch.
@@ -120,6 +139,9 @@ class Engine:
             optimizer=optimizer,
             config=deepspeed_settings(config.optim, config.engine, runtime.world),
         )
+        self._loss_items = loss_items
+        self.state = EngineState(self._engine, stage=self._stage, rank=self._rank, world=self._world)
+        """Weights and moments, to be saved and loaded."""
 
     @property
     def model(self) -> nn.Module:
@@ -132,7 +154,7 @@ class Engine:
         """Steps skipped since the start, because a gradient was not finite; the same on every rank."""
         return int(self._engine.skipped_steps)
 
-    def step(self, batch: Batch, *, step: int, learning_rate: float) -> dict[str, Tensor]:
+    def step(self, batch: B, *, step: int, learning_rate: float) -> dict[str, Tensor]:
         """Train on one rank's share of a step.
 
         Args:
@@ -144,15 +166,15 @@ class Engine:
             The model's scalars, averaged over the rank's micro-batches, detached, still on the device. Their means over
             the ranks are those of the step, however it is shared out.
         """
-        for group in self._optimizer.param_groups:
+        for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.train()
-        masked_tokens = self._masked_tokens(batch)
+        loss_items = self._items_per_pass(batch)
         sums: dict[str, Tensor] = {}
         for number, micro in enumerate(_micro_batches(batch, self._sizes.micro)):
             stream = self._rank * self._sizes.accumulation + number
             torch.manual_seed(int(words(self._seed, step, stream, Purpose.DROPOUT, 1)[0]))
-            losses = self._engine(micro, masked_tokens)
+            losses = self._engine(micro, loss_items)
             self._engine.backward(losses["loss"])
             if self._stage == 0 and number + 1 == self._sizes.accumulation and not self._is_finite():
                 # DeepSpeed skips such a step at the other stages only. Nothing is left to do of its own but to count.
@@ -165,15 +187,15 @@ class Engine:
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         return {name: value / self._sizes.accumulation for name, value in sums.items()}
 
-    def _masked_tokens(self, batch: Batch) -> Tensor:
-        """Return the masked tokens of the whole step, divided by its number of forward passes on all ranks.
+    def _items_per_pass(self, batch: B) -> Tensor:
+        """Return the loss items of the whole step, divided by its number of forward passes on all ranks.
 
-        DeepSpeed averages over ranks and micro-batches, which have different numbers of masked tokens: where each
-        divides its sum by this, the average is the mean over all masked tokens of the step. One number is exchanged,
-        on the device and before anything is computed. Nobody waits longer for it: the gradients' exchange would have
-        waited for the same slowest rank.
+        DeepSpeed averages over ranks and micro-batches, which have different numbers of items: where each divides its
+        sum by this, the average is the mean over all items of the step. One number is exchanged, on the device and
+        before anything is computed. Nobody waits longer for it: the gradients' exchange would have waited for the same
+        slowest rank.
         """
-        count = batch.token_is_masked_BL.sum(dtype=torch.float64)
+        count = self._loss_items(batch)
         if self._world > 1:
             torch.distributed.all_reduce(count)
         return (count.clamp(min=1) / (self._world * self._sizes.accumulation)).float()
@@ -183,104 +205,8 @@ class Engine:
 
         They have been averaged over the ranks by then: every rank finds the same.
         """
-        gradients = [p.grad for _, p in self._named_parameters() if p.grad is not None]
+        gradients = [p.grad for _, p in self.model.named_parameters() if p.grad is not None]
         return bool(nn.utils.get_total_norm(gradients).isfinite())
-
-    # Checkpoints hold whole tensors under the parameters' names, so that any number of ranks and any ZeRO stage can
-    # take them up.
-
-    def full_weights(self) -> dict[str, Tensor]:
-        """Return the model's state, whole, on the CPU: on the first rank; elsewhere an empty dictionary."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        weights = self._gathered(lambda p: p if self._stage == 0 else safe_get_full_fp32_param(p))
-        if self._rank == 0:
-            # Buffers are the same on every rank: the positions, which a run may have taken from another's checkpoint.
-            state = self.model.state_dict()
-            weights.update({name: state[name].cpu().clone() for name in state.keys() - weights.keys()})
-        return weights
-
-    def full_moments(self) -> dict[str, Tensor]:
-        """Return Adam's moments, named `exp_avg.<parameter>` and so on, and `step`; on the first rank only."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        if not self._base.state:  # No step was taken yet, or every one was skipped.
-            self._create_moments(0.0)
-        self._link_moments()
-        moments: dict[str, Tensor] = {}
-        for moment in MOMENTS:
-            found = self._gathered(
-                lambda p, m=moment: self._base.state[p][m] if self._stage == 0 else safe_get_full_optimizer_state(p, m)
-            )
-            moments.update({f"{moment}.{name}": value for name, value in found.items()})
-        if self._rank == 0:
-            moments["step"] = next(iter(self._base.state.values()))["step"].detach().clone().cpu().reshape(1)
-        return moments
-
-    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        """Take up what `full_moments` returned; every rank must pass all of it. It calls no other rank.
-
-        Weights are loaded into the model before the engine is made: it copies them into its own partitions.
-
-        Raises:
-            CheckpointError: A tensor is absent, or has another shape than the model's.
-        """
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-        self._create_moments(float(_tensor(moments, "step", (1,))))
-        self._link_moments()
-        for name, parameter in self._named_parameters():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            for moment in MOMENTS:
-                whole = _tensor(moments, f"{moment}.{name}", shape).to(self._engine.device)
-                if self._stage == 0:
-                    self._base.state[parameter][moment].copy_(whole)
-                elif self._stage == 3:
-                    # DeepSpeed 0.19 cannot take a whole tensor whose size the ranks do not divide.
-                    safe_set_local_optimizer_state(parameter, _partition(whole, self._rank, self._world), moment)
-                else:
-                    safe_set_full_optimizer_state(parameter, whole, moment)
-
-    @property
-    def _optimizer(self) -> Any:
-        return self._engine.optimizer
-
-    @property
-    def _base(self) -> torch.optim.Optimizer:
-        """The AdamW below ZeRO's wrapper."""
-        base: torch.optim.Optimizer = self._optimizer if self._stage == 0 else self._optimizer.optimizer
-        return base
-
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
-
-    def _gathered(self, whole: Any) -> dict[str, Tensor]:
-        found = {}
-        for name, parameter in self._named_parameters():
-            value = whole(parameter)
-            if self._rank == 0:
-                # A copy: a parameter's memory goes on changing, and safetensors refuses shared memory.
-                found[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
-        return found
-
-    def _create_moments(self, step: float) -> None:
-        """Give AdamW the state that its first step would have made."""
-        flat = (
-            self._optimizer.fp32_partitioned_groups_flat
-            if self._stage == 3
-            else [p for group in self._base.param_groups for p in group["params"]]
-        )
-        for parameter in flat:
-            state: dict[str, Tensor] = {m: torch.zeros_like(parameter, dtype=torch.float32) for m in MOMENTS}
-            # A fused AdamW keeps its step count beside the moments, on the device.
-            state["step"] = torch.tensor(step, dtype=torch.float32, device=parameter.device)
-            self._base.state[parameter] = state
-
-    def _link_moments(self) -> None:
-        if self._stage in (1, 2):
-            # DeepSpeed 0.19 links all groups' moments when the first group has stepped, before the others have any.
-            self._optimizer._hp_optimizer_states_linked = False
-            self._optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -295,26 +221,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    count = len(batch.token_ids_BL)
-    fields: Sequence[str] = Batch.__slots__
+def _micro_batches(batch: B, size: int) -> Iterator[B]:
+    names = [field.name for field in fields(batch)]
+    count = len(getattr(batch, names[0]))
     for start in range(0, count, size):
-        yield Batch(**{name: getattr(batch, name)[start : start + size] for name in fields})
-
-
-def _partition(whole: Tensor, rank: int, world: int) -> Tensor:
-    """Return a rank's part of a tensor as ZeRO-3 cuts it: flat, in equal parts, the last one padded with zeros."""
-    size = -(-whole.numel() // world)
-    return nn.functional.pad(whole.flatten(), (0, size * world - whole.numel()))[rank * size : (rank + 1) * size]
-
-
-def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in tensors:
-        raise CheckpointError(f"tensor {name} is absent", where="checkpoint", remedy="It is of another model.")
-    if tuple(tensors[name].shape) != shape:
-        raise CheckpointError(
-            f"tensor {name} has shape {tuple(tensors[name].shape)}, the model's has {shape}",
-            where="checkpoint",
-            remedy="Continue with the configuration that the run was started with.",
-        )
-    return tensors[name]
+        yield type(batch)(**{name: getattr(batch, name)[start : start + size] for name in names})

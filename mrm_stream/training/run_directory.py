@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from mrm_stream.config.base import DataConfig, TrainConfig
 from mrm_stream.config.file import dump_config, load_config, with_absolute_paths
-from mrm_stream.config.pretrain import PretrainConfig, PretrainDataConfig
 from mrm_stream.config.resume import changes
 from mrm_stream.errors import CheckpointError, ConfigError
 from mrm_stream.formats.folder import set_around
@@ -34,7 +34,7 @@ _LOCK = ".lock"
 log = logging.getLogger(__name__)
 
 
-def check_paths(config: PretrainConfig) -> None:
+def check_paths(config: TrainConfig) -> None:
     """Raise ConfigError if the data set or the run's directory is not set, or one lies in the other."""
     for name, value in (("data.shards", config.data.shards), ("run.out", config.run.out)):
         if not value:
@@ -55,7 +55,7 @@ def _entangled(what: str, setting: str) -> ConfigError:
     return ConfigError(what, where=setting, remedy="Choose a directory of its own.")
 
 
-def check_run(out: Path, config: PretrainConfig) -> list[Path]:
+def check_run(out: Path, config: TrainConfig) -> list[Path]:
     """Raise what keeps a run from this directory, and change nothing; return the checkpoints that are there.
 
     Raises:
@@ -71,7 +71,7 @@ def check_run(out: Path, config: PretrainConfig) -> list[Path]:
     return checkpoints_in(out)
 
 
-def prepare_run(out: Path, config: PretrainConfig, seen: Sequence[Path]) -> IO[bytes]:
+def prepare_run(out: Path, config: TrainConfig, seen: Sequence[Path]) -> IO[bytes]:
     """Create a run's directory, or check that the run found there is this one; then save the settings.
 
     The first step of a run that writes, and so the last before it trains: whatever else can be refused was before.
@@ -127,12 +127,12 @@ def _locked(out: Path) -> IO[bytes]:
     return lock
 
 
-def _changed(out: Path, config: PretrainConfig) -> tuple[str, ...]:
+def _changed(out: Path, config: TrainConfig) -> tuple[str, ...]:
     """Return the settings to warn of; ConfigError names those that may not be other than those of the run here."""
     path = out / CONFIG
     if not (is_there(path) and checkpoints_in(out)):
         return ()
-    found = changes(load_config(PretrainConfig, path), config)
+    found = changes(load_config(type(config), path), config)
     if found.refused:
         raise ConfigError(
             f"holds a run with other settings: {'; '.join(found.refused)}",
@@ -142,7 +142,7 @@ def _changed(out: Path, config: PretrainConfig) -> tuple[str, ...]:
     return found.warned
 
 
-def _check_data(out: Path, data: PretrainDataConfig) -> None:
+def _check_data(out: Path, data: DataConfig) -> None:
     for directory in checkpoints_in(out):
         try:
             state = read_state(directory)

@@ -7,20 +7,20 @@ from typing import Any
 
 from mrm_stream.stream.loader import Loader
 from mrm_stream.stream.source import SampleSource
-from mrm_stream.tasks.pretrain_batches import BatchMaker
+from mrm_stream.training.task import Batches
 
 
-class Flow:
+class Throughput:
     """Differences of running totals.
 
     Args:
         loader: Counts how long the steps wait for it.
         batches: Counts what is decoded.
-        shards: Count what is fetched, where there is a cache.
+        source: Counts what is fetched, where there is a cache.
     """
 
-    def __init__(self, loader: Loader[Any], batches: BatchMaker, shards: SampleSource) -> None:
-        self._loader, self._batches, self._shards = loader, batches, shards
+    def __init__(self, loader: Loader[Any], batches: Batches[Any], source: SampleSource) -> None:
+        self._loader, self._batches, self._source = loader, batches, source
         self._last = self._totals()
 
     def since_last(self) -> dict[str, float]:
@@ -36,8 +36,8 @@ class Flow:
             "seconds_decoding": self._batches.seconds_decoding,
             "bytes_decoded": self._batches.bytes_decoded,
         }
-        if self._shards.is_cached:
-            counts = self._shards.cache_counts()
+        if self._source.is_cached:
+            counts = self._source.cache_counts()
             totals |= {
                 "cache_hits": counts.hits,
                 "cache_fetched": counts.fetched,
@@ -47,8 +47,8 @@ class Flow:
         return totals
 
 
-def flow_of_all(flows: Sequence[dict[str, float]], elapsed: float) -> dict[str, float]:
-    """Return what the log says of a stretch of so many seconds, from what each rank's `Flow` has seen of it.
+def throughput_of_all(flows: Sequence[dict[str, float]], elapsed: float) -> dict[str, float]:
+    """Return what the log says of a stretch of so many seconds, from what each rank's `Throughput` has seen of it.
 
     Shares are the worst rank's: all others wait for it in the step.
     """

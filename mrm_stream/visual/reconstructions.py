@@ -18,8 +18,8 @@ from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.opening import open_set
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain import Pretraining, load_run
 from mrm_stream.text.tokenizer import CLS, PAD, load_tokenizer, token_strings
-from mrm_stream.training.trainer import load_run, make_batches
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def reconstruct_samples(run: Path, shards: AnyPath | None, split: str | None, co
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
-    batches = make_batches(config, opened, device)
+    batches = Pretraining(config).make_batches(opened, device)
     indexes = np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int).tolist()
     draws = [Draw(opened.sample(index), epoch=0) for index in indexes]
     batch = batches.whole(draws).take()

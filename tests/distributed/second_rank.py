@@ -18,16 +18,19 @@ from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.errors import CheckpointError, ConfigError, DamagedSamplesError, MrmStreamError, ShardError
+from mrm_stream.records import Batch
 from mrm_stream.stream.loader import Loader
+from mrm_stream.tasks import pretrain
+from mrm_stream.tasks.pretrain import Pretraining
 from mrm_stream.tasks.pretrain_batches import BatchMaker
-from mrm_stream.training import trainer
-from mrm_stream.training import trainer as loop
+from mrm_stream.training import start
 from mrm_stream.training.checkpoint import newest_checkpoint
 from mrm_stream.training.engine import Engine
+from mrm_stream.training.engine_state import EngineState
 from mrm_stream.training.metrics import Window, read_metrics
-from mrm_stream.training.trainer import pretrain
+from mrm_stream.training.trainer import train
 
-make_batch, take_step, open_data = BatchMaker.__call__, Engine.step, vars(trainer)["open_data"]
+make_batch, take_step, open_data = BatchMaker.__call__, Engine.step, vars(pretrain)["open_data"]
 
 
 def undisturbed() -> None:
@@ -62,10 +65,10 @@ def other_losses(change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     """The losses that are logged are others."""
 
     def plant() -> None:
-        def step(self: Engine, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+        def step(self: Engine[Batch], *arguments: Any, **named: Any) -> dict[str, Tensor]:
             return {name: change(value) for name, value in take_step(self, *arguments, **named).items()}
 
-        Engine.step = step  # type: ignore[method-assign]
+        Engine.step = step  # type: ignore[assignment, method-assign]
 
     return plant
 
@@ -73,12 +76,12 @@ def other_losses(change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
 def asked_to_stop() -> None:
     """A signal comes at the second step."""
 
-    def step(self: Engine, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+    def step(self: Engine[Batch], *arguments: Any, **named: Any) -> dict[str, Tensor]:
         if named["step"] == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return take_step(self, *arguments, **named)
 
-    Engine.step = step  # type: ignore[method-assign]
+    Engine.step = step  # type: ignore[assignment, method-assign]
 
 
 def no_shards() -> None:
@@ -87,7 +90,7 @@ def no_shards() -> None:
     def open_nothing(*_: object) -> Any:
         raise ShardError("planted: no such set", where="/mnt/set", remedy="Mount it.")
 
-    vars(trainer)["open_data"] = open_nothing
+    vars(pretrain)["open_data"] = open_nothing
 
 
 def failing(place: object, name: str, error: MrmStreamError) -> Callable[[], None]:
@@ -113,9 +116,11 @@ PLANTS: dict[str, Callable[[], None]] = {
     "losses that are not finite": other_losses(lambda value: value * float("nan")),
     "asked to stop": asked_to_stop,
     "no shards": no_shards,
-    "settings": failing(loop, "check_paths", ConfigError("planted: entangled", where="run.out", remedy="Move.")),
+    "settings": failing(start, "check_paths", ConfigError("planted: entangled", where="run.out", remedy="Move.")),
     "loader": failing(Loader, "__init__", ShardError("planted: no order", where="/mnt/set", remedy="Mount it.")),
-    "moments": failing(Engine, "load_moments", CheckpointError("planted: a shape", where="/mnt/run", remedy="Look.")),
+    "moments": failing(
+        EngineState, "load_moments", CheckpointError("planted: a shape", where="/mnt/run", remedy="Look.")
+    ),
     "order": failing(Loader, "load_state_dict", CheckpointError("planted: order", where="/mnt/run", remedy="Look.")),
     "sums": failing(Window, "load_state_dict", CheckpointError("planted: sums", where="/mnt/run", remedy="Look.")),
 }
@@ -128,7 +133,9 @@ def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     short = ["optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32"]
     said = None
     try:
-        complete: object = pretrain(load_config(PretrainConfig, settings, [*short, f"run.out={out}"]), runtime)
+        complete: object = train(
+            Pretraining(load_config(PretrainConfig, settings, [*short, f"run.out={out}"])), runtime
+        )
     except MrmStreamError as error:
         complete, said = type(error).__name__, str(error)
     saved = newest_checkpoint(out)
@@ -151,7 +158,7 @@ def main(settings: Path, out: Path) -> None:
         while undo:
             undo.pop()()
         BatchMaker.__call__, Engine.step = make_batch, take_step  # type: ignore[method-assign]
-        vars(trainer)["open_data"] = open_data
+        vars(pretrain)["open_data"] = open_data
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
     disconnect()

@@ -14,7 +14,7 @@ from mrm_stream.distributed.launch import _wait
 from mrm_stream.distributed.launched import error_left
 from mrm_stream.distributed.orphan import ERROR_FILE
 from mrm_stream.errors import ConfigError, TrainingError
-from mrm_stream.training.launch import launch as start
+from mrm_stream.tasks.pretrain_launch import launch_pretraining as start
 from tests.training.runs import ENVIRONMENT, STEPS, Run, wait_until
 
 

@@ -32,9 +32,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mrm_stream.config.file import load_config, with_paths
     from mrm_stream.config.pretrain import PretrainConfig
     from mrm_stream.stream.shard_set import ShardSet
+    from mrm_stream.tasks.pretrain import make_model
     from mrm_stream.training.checkpoint import save_checkpoint
     from mrm_stream.training.run_directory import prepare_run
-    from mrm_stream.training.trainer import make_model
 
     folder = tmp_path_factory.mktemp("whole")
     write_phantom_tree(folder / "tree", 8, size=64, workers=1, progress=None)

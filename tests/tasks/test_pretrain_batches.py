@@ -17,8 +17,8 @@ from mrm_stream.packing.images.sizes import target_size
 from mrm_stream.records import Batch
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain import Pretraining
 from mrm_stream.tasks.pretrain_batches import BatchMaker
-from mrm_stream.training.trainer import make_batches
 from tests.config.test_resume import changed
 from tests.decode.fake_gpu import DEVICE, FakeGpu
 
@@ -38,7 +38,7 @@ DRAWN = ["seed", "method.report_mask_ratio", "method.token_masking"]
 
 def batch_of(packed: Path, config: PretrainConfig) -> dict[str, Tensor]:
     shards = ShardSet.open(packed, "train")
-    maker = make_batches(config, shards, torch.device("cpu"))
+    maker = Pretraining(config).make_batches(shards, torch.device("cpu"))
     batch = maker([Draw(shards.sample(index), epoch=0) for index in range(16)]).take()
     maker.close()
     shards.close()

@@ -22,6 +22,7 @@ from mrm_stream.distributed.ranks import Ranks
 from mrm_stream.distributed.runtime import Runtime, start_runtime
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.records import Batch
+from mrm_stream.tasks.pretrain import masked_tokens
 from mrm_stream.training.engine import Engine
 from mrm_stream.training.metrics import Window
 
@@ -79,11 +80,16 @@ def expected_step(config: PretrainConfig, batch: Batch, passes: int) -> tuple[di
 
 
 def compare_step(
-    check: str, case: str, engine: Engine, batch: Batch, runtime: Runtime, expected: tuple[dict[str, float], Tensor]
+    check: str,
+    case: str,
+    engine: Engine[Batch],
+    batch: Batch,
+    runtime: Runtime,
+    expected: tuple[dict[str, float], Tensor],
 ) -> None:
     window, (losses, gradient) = Window(), expected
     window.add(engine.step(part(batch, runtime.rank, runtime.world), step=0, learning_rate=0.0))
-    found, moments = window.means(), engine.full_moments()
+    found, moments = window.means(), engine.state.moments()
     if runtime.rank:
         return
     assert found.keys() == losses.keys()
@@ -104,7 +110,7 @@ def check_sharing(runtime: Runtime) -> None:
         whole = [expected_step(load_config(PretrainConfig, None, settings), batch, 1) for batch in (UNEQUAL, NONE)]
         for micro in sorted({1, SAMPLES // runtime.world}):
             config = load_config(PretrainConfig, None, [*settings, f"optim.micro_batch_size={micro}"])
-            engine = Engine(make_model(config), config, runtime)
+            engine = Engine(make_model(config), config, runtime, masked_tokens)
             for batch, expected, name in zip((UNEQUAL, NONE), whole, ("unequal", "none masked"), strict=True):
                 compare_step("sharing", f"{over}, micro-batch {micro}, {name}", engine, batch, runtime, expected)
 
@@ -118,7 +124,7 @@ def check_communication(runtime: Runtime) -> None:
             config = load_config(
                 PretrainConfig, None, [*settings, f"engine.zero_stage={stage}", f"engine.communication={dtype}"]
             )
-            engine = Engine(make_model(config), config, runtime)
+            engine = Engine(make_model(config), config, runtime, masked_tokens)
             compare_step("communication", f"stage {stage}, {dtype}", engine, UNEQUAL, runtime, expected)
 
 
@@ -129,7 +135,7 @@ def check_skipping(runtime: Runtime) -> None:
         settings = [f"engine.zero_stage={stage}", f"engine.precision={precision}", f"optim.gradient_clip={clip}"]
         config = load_config(PretrainConfig, None, [*SMALL, *settings, "optim.micro_batch_size=2"])
         model = make_model(config)
-        engine, poisoned, states = Engine(model, config, runtime), False, []
+        engine, poisoned, states = Engine(model, config, runtime, masked_tokens), False, []
 
         def poison(_module: object, _inputs: object, latent: Tensor) -> None:
             if poisoned:  # noqa: B023  # The loop's own, on purpose.
@@ -139,7 +145,7 @@ def check_skipping(runtime: Runtime) -> None:
         for step in range(3):
             poisoned = step == 1 and runtime.rank == runtime.world - 1
             engine.step(part(UNEQUAL, runtime.rank, runtime.world), step=step, learning_rate=1e-2)
-            states.append({**engine.full_weights(), **engine.full_moments()})
+            states.append({**engine.state.weights(), **engine.state.moments()})
         case = f"stage {stage}, {precision}, clip {clip}"
         line: dict[str, object] = {"check": "skipping", "case": case, "skipped": engine.skipped_steps}
         if runtime.rank == 0:

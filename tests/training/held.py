@@ -8,23 +8,24 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from mrm_stream.train import main
-from mrm_stream.training.trainer import Pretraining
+from mrm_stream.training.trainer import Trainer
 
 
 def held_at(step: int, folder: Path) -> None:
     """Run `train.py`; a rank that comes to `step` leaves a file of its number in `folder`."""
-    train_step = Pretraining.train_step
+    train_step = Trainer.train_step
 
-    def hold(run: Pretraining) -> None:
+    def hold(run: Trainer[Any]) -> None:
         if run.step == step:
             (folder / f"held-{run.runtime.rank}").touch()
             time.sleep(600)
         train_step(run)
 
-    with mock.patch.object(Pretraining, "train_step", hold):
+    with mock.patch.object(Trainer, "train_step", hold):
         main()
 
 

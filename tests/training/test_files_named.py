@@ -17,6 +17,7 @@ from mrm_stream.distributed.orphan import ERROR_FILE
 from mrm_stream.distributed.ranks import FirstRankFailedError
 from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.errors import StorageError
+from mrm_stream.tasks.pretrain import Pretraining
 from mrm_stream.train import main
 from mrm_stream.training import trainer
 
@@ -39,12 +40,12 @@ def test_the_script_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def train() -> None:
-    trainer.pretrain(PretrainConfig(), Runtime(0, 1, 0, torch.device("cpu")))
+    trainer.train(Pretraining(PretrainConfig()), Runtime(0, 1, 0, torch.device("cpu")))
 
 
 def test_the_launcher_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
-    monkeypatch.setattr(trainer, "Pretraining", refused)
+    monkeypatch.setattr(trainer, "Trainer", refused)
     with pytest.raises(FirstRankFailedError):
         train()
     assert str(error_left(tmp_path / "error.json")).startswith("/locked/file: fails: permission denied\n")
@@ -55,6 +56,6 @@ def test_without_a_launcher_only_what_names_a_file_is_told(
     what: Callable[..., None], kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(ERROR_FILE, raising=False)
-    monkeypatch.setattr(trainer, "Pretraining", what)
+    monkeypatch.setattr(trainer, "Trainer", what)
     with pytest.raises(kind):
         train()

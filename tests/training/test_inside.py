@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,17 +20,18 @@ from safetensors.torch import load_file, save_file
 
 from mrm_stream.config.file import load_config
 from mrm_stream.config.pretrain import PretrainConfig
-from mrm_stream.distributed.connection import disconnect
-from mrm_stream.distributed.runtime import Runtime, start_runtime
+from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.errors import ConfigError, MrmStreamError, StorageError, TrainingError
+from mrm_stream.records import Batch
 from mrm_stream.storage.publish import sha256_of
+from mrm_stream.tasks import pretrain
+from mrm_stream.tasks.pretrain import Pretraining, load_run, make_model
 from mrm_stream.training import trainer
-from mrm_stream.training import trainer as loop
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
 from mrm_stream.training.engine import Engine
 from mrm_stream.training.metrics import read_metrics
 from mrm_stream.training.run_directory import COMPLETE
-from mrm_stream.training.trainer import Pretraining, load_run, make_model
+from mrm_stream.training.trainer import Trainer
 from tests.training.runs import SETTINGS
 
 SHORT = ("optim.warmup_epochs=0.5", "optim.epochs=2", "engine.precision=fp32", "engine.zero_stage=0")
@@ -51,16 +51,6 @@ LOGGED = {
 }
 
 
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[Runtime]:
-    before, threads = dict(os.environ), torch.get_num_threads()
-    yield start_runtime()
-    disconnect()
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @dataclass
 class Opened:
     """A way to open the run of one directory, again and again."""
@@ -70,17 +60,16 @@ class Opened:
     out: Path
 
     @contextmanager
-    def __call__(self, *overrides: str) -> Iterator[Pretraining]:
+    def __call__(self, *overrides: str) -> Iterator[Trainer[Batch]]:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         file = self.out.parent / "settings.yaml"
         file.write_text(SETTINGS)
         places = (f"data.shards={self.packed}", f"run.out={self.out}")
-        run = Pretraining(load_config(PretrainConfig, file, [*SHORT, *places, *overrides]), self.runtime)
+        run = Trainer(Pretraining(load_config(PretrainConfig, file, [*SHORT, *places, *overrides])), self.runtime)
         try:
             yield run
         finally:
             run.close()
-            run._lock.close()  # Held until this process ends, else.
 
 
 @pytest.fixture
@@ -88,7 +77,7 @@ def opened(runtime: Runtime, packed: Path, tmp_path: Path) -> Opened:
     return Opened(runtime, packed, tmp_path / "run")
 
 
-def train(run: Pretraining, steps: int) -> None:
+def train(run: Trainer[Batch], steps: int) -> None:
     """Take steps as the loop does, reporting where it does."""
     for _ in range(steps):
         run.train_step()
@@ -102,7 +91,7 @@ def train(run: Pretraining, steps: int) -> None:
 def test_adamw_is_told_its_betas_its_decay_and_the_rate_of_the_step_that_it_takes(opened: Opened) -> None:
     told: list[list[dict[str, Any]]] = []
     with opened("optim.base_lr=2.56", "optim.betas=[0.8, 0.9]", "optim.weight_decay=0.03") as run:
-        optimizer = run.engine._base
+        optimizer = run.engine.state._base
         optimizer.register_step_pre_hook(
             lambda taking, *_: told.append([{**group, "params": None} for group in taking.param_groups])
         )
@@ -131,7 +120,7 @@ def test_gradients_are_clipped_where_asked_and_by_default_are_not(
     with opened(*([f"optim.gradient_clip={clip}"] if clip else [])) as run:
         for parameter in run.engine.model.parameters():
             cast(Any, parameter).register_hook(lambda gradient: gradient * 1e4)
-        run.engine._base.register_step_pre_hook(
+        run.engine.state._base.register_step_pre_hook(
             lambda taking, *_: norms.append(
                 math.hypot(*(float(p.grad.norm()) for group in taking.param_groups for p in group["params"]))
             )
@@ -204,9 +193,9 @@ def test_a_run_whose_encoder_could_not_be_written_is_not_complete(
         raise StorageError("cannot be written: No space left on device")
 
     with opened() as run:
-        weights = run.engine.full_weights()
+        weights = run.engine.state.weights()
         with monkeypatch.context() as patched:
-            patched.setattr(loop, "export_encoder", refuse)
+            patched.setattr(pretrain, "export_encoder", refuse)
             with pytest.raises(StorageError):
                 run.finish(weights)
         assert not (opened.out / COMPLETE).exists()
@@ -228,7 +217,7 @@ def test_each_step_has_all_its_passes_after_one_that_was_skipped_too(opened: Ope
 
     with opened(f"engine.zero_stage={stage}", "optim.micro_batch_size=2") as run:
         run.engine.model.register_forward_pre_hook(count)
-        run.engine._base.register_step_pre_hook(lambda *_: taken.append(passes))
+        run.engine.state._base.register_step_pre_hook(lambda *_: taken.append(passes))
         parameter = next(iter(run.engine.model.parameters()))
         cast(Any, parameter).register_hook(lambda gradient: gradient * (math.nan if poisoned else 1))
         for step in range(4):
@@ -291,7 +280,7 @@ def resumed(opened: Opened, saved: Path, change: Callable[[Parts], object]) -> t
         with opened() as run:
             if run.step < STEPS:
                 train(run, 2)
-            held = {name: value.clone() for name, value in run.engine.full_weights().items()}
+            held = {name: value.clone() for name, value in run.engine.state.weights().items()}
     except MrmStreamError as error:
         return (type(error).__name__,)
     lines = [{k: v for k, v in line.items() if k in LOGGED} for line in read_metrics(opened.out)]
@@ -308,7 +297,7 @@ def unchanged(runtime: Runtime, packed: Path, saved: Path, tmp_path_factory: pyt
 def test_a_checkpoint_resumed_is_the_run_left_alone(opened: Opened, unchanged: object) -> None:
     with opened() as run:
         train(run, SAVED_AT + 2)
-        held = run.engine.full_weights()
+        held = run.engine.state.weights()
         digest = hashlib.sha256(b"".join(held[name].numpy().tobytes() for name in sorted(held))).hexdigest()
     lines = [{k: v for k, v in line.items() if k in LOGGED} for line in read_metrics(opened.out)]
     assert (json.dumps(lines), digest) == unchanged

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from mrm_stream.stream.cache import CacheCounts
-from mrm_stream.training.throughput import Flow, flow_of_all
+from mrm_stream.training.throughput import Throughput, throughput_of_all
 
 
 def test_each_look_tells_what_has_grown_since_the_one_before() -> None:
@@ -14,7 +14,7 @@ def test_each_look_tells_what_has_grown_since_the_one_before() -> None:
     batches = SimpleNamespace(seconds_decoding=10.0, bytes_decoded=100)
     counts = CacheCounts(hits=1, fetched=2, refetched=3, evicted=4, bytes_fetched=5_000_000)
     shards = SimpleNamespace(is_cached=True, cache_counts=lambda: counts)
-    flow = Flow(cast(Any, loader), cast(Any, batches), cast(Any, shards))
+    flow = Throughput(cast(Any, loader), cast(Any, batches), cast(Any, shards))
     for times in (1, 2):
         loader.seconds_waited += 0.5 * times
         batches.seconds_decoding += 0.25 * times
@@ -41,4 +41,4 @@ def test_shares_are_the_worst_rank_s_and_amounts_are_all_ranks() -> None:
         {"seconds_waiting": 1.0, "seconds_decoding": 2.0, "bytes_decoded": 0.0, "cache_hits": 0},
     ]
     expected = {"waiting_share": 0.75, "decoding_share": 1.0, "mb_per_s": 2.0, "cache_hits": 3}
-    assert flow_of_all(flows, 4.0) == pytest.approx(expected)
+    assert throughput_of_all(flows, 4.0) == pytest.approx(expected)

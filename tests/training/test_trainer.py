@@ -13,6 +13,7 @@ import pytest
 from mrm_stream.config.base import RunConfig
 from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.runtime import Runtime
+from mrm_stream.tasks.pretrain import Pretraining
 from mrm_stream.training import trainer
 
 
@@ -21,11 +22,15 @@ class Told:
 
     def __init__(self, steps: int, step: int, stop_at: int | None) -> None:
         self.steps, self.step, self.stop_at = steps, step, stop_at
-        self.shards: list[int] = []
+        self.source: list[int] = []
         self.events: list[str] = []
         self.reported_at = step
         self.ranks = SimpleNamespace(any=lambda flag: flag, first=lambda action: action())
-        self.engine = SimpleNamespace(full_weights=lambda: {"of": self.step})
+        self.engine = SimpleNamespace(state=SimpleNamespace(weights=lambda: {"of": self.step}))
+
+    @property
+    def is_at_the_end(self) -> bool:
+        return self.step >= self.steps
 
     def train_step(self) -> None:
         self.step += 1
@@ -63,8 +68,8 @@ def test_all_is_reported_before_it_is_saved_and_nothing_twice(
     monkeypatch: pytest.MonkeyPatch, step: int, stop_at: int | None, expected: list[str]
 ) -> None:
     run = Told(14, step, stop_at)
-    monkeypatch.setattr(trainer, "Pretraining", lambda *_: run)
+    monkeypatch.setattr(trainer, "Trainer", lambda *_: run)
     config = replace(PretrainConfig(), run=RunConfig(log_every=5, save_every=7))
-    complete = trainer.pretrain(config, cast(Any, Runtime)(0, 1, 0, None))
+    complete = trainer.train(Pretraining(config), cast(Any, Runtime)(0, 1, 0, None))
     assert run.events == expected
     assert complete == ("export 14" in expected)

@@ -12,6 +12,7 @@ from mrm_stream.distributed.connection import disconnect
 from mrm_stream.distributed.ranks import Ranks
 from mrm_stream.distributed.runtime import start_runtime
 from mrm_stream.records import Batch
+from mrm_stream.tasks.pretrain import masked_tokens
 from mrm_stream.training.engine import Engine
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     Ranks(runtime)
 
-    def losses(engine: Engine, steps: range) -> list[float]:
+    def losses(engine: Engine[Batch], steps: range) -> list[float]:
         found = []
         for step in steps:
             noise_BN = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))[runtime.rank :: runtime.world]
@@ -49,16 +50,16 @@ def main() -> None:
         torch.manual_seed(0)
         first = Odd()
         first.offset += 0.5  # As positions that came from another project's checkpoint.
-        engine = Engine(first, config, runtime)
+        engine = Engine(first, config, runtime, masked_tokens)
         losses(engine, range(3))
-        box = [engine.full_weights(), engine.full_moments()]
+        box = [engine.state.weights(), engine.state.moments()]
         expected = losses(engine, range(3, 7))
         dist.broadcast_object_list(box, 0)
         weights, moments = box
         model = Odd()
         model.load_state_dict(weights)
-        continued = Engine(model, config, runtime)
-        continued.load_moments(moments)
+        continued = Engine(model, config, runtime, masked_tokens)
+        continued.state.load_moments(moments)
         same = losses(continued, range(3, 7)) == expected
         print(f"stage-{stage}-rank-{runtime.rank}-{'same' if same else 'other'}\n", end="", flush=True)  # noqa: T201
     disconnect()

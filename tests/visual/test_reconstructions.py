@@ -17,8 +17,8 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.tasks.pretrain import make_model
 from mrm_stream.training.checkpoint import save_checkpoint
-from mrm_stream.training.trainer import make_model
 from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_place, curves_figure, reconstruction_figure
 from mrm_stream.visual.reconstructions import ReconstructedSample, Word, counted_words, reconstruct_samples, words_of
 
