@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from tests.privileges import obeying_permissions
-from tests.training.runs import Run, new_run
+from tests.training.runs import QUIET_THREADS, Run, new_run
+
+os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_THREADS.items()})  # Before torch comes.
 
 
 @pytest.fixture(scope="session")
