@@ -53,7 +53,7 @@ def test_what_phantom_and_shard_say_next_can_be_pasted(folder: Path) -> None:
 def test_what_train_says_next_can_be_pasted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mrm_stream.training.launch.launch", lambda *_, **__: folder)
     words = next_words(output("train", "--config", folder / "any.yaml"))
-    assert words == ["reconstruct", "--run", str(folder), "--out", str(folder / "restored.png")]
+    assert words == ["reconstruct", "--run", str(folder), "--out", str(folder / "reconstructed.png")]
 
 
 def test_the_remedy_of_a_damaged_set_can_be_pasted(folder: Path) -> None:

@@ -31,7 +31,7 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
     start()
     where = launch_pretraining(config, shards=shards, out=out, overrides=overrides, ranks=ranks)
     click.echo(f"The encoder: {where / 'encoder.safetensors'}; losses: {where / 'metrics.jsonl'}, tensorboard/")
-    words = ("reconstruct", "--run", where, "--out", where / "restored.png")
+    words = ("reconstruct", "--run", where, "--out", where / "reconstructed.png")
     click.echo(f"Next: {command_line('mrm-stream', *words)}")
 
 
@@ -41,15 +41,15 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
 @click.option("--shards", type=PLACE, help="Packed data set.  [default: the run's own]")
 @click.option("--split", type=click.Choice(["train", "validate", "test"]), help="[default: validate, else train]")
 @click.option(
-    "-n", "count", type=click.IntRange(min=1, max=64), default=4, show_default=True, help="Samples to restore."
+    "-n", "count", type=click.IntRange(min=1, max=64), default=4, show_default=True, help="Samples to reconstruct."
 )
 def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None, count: int) -> None:
-    """Draw what a run restores: masked radiograph, restoration, truth, and the report's hidden words.
+    """Draw what a run reconstructs: masked radiograph, reconstruction, truth, and the report's masked words.
 
     The picture shows radiographs and reports: treat it as you treat the data set.
 
     \b
-    mrm-stream reconstruct --run runs/first --out restored.png
+    mrm-stream reconstruct --run runs/first --out reconstructed.png
     """
     from mrm_stream.visual.figures import check_place, curves_figure, reconstruction_figure, save_figure
     from mrm_stream.visual.reconstructions import counted_words, reconstruct_samples
@@ -63,9 +63,9 @@ def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None,
     pictures = {curves: curves_figure(run), out: reconstruction_figure(samples)}
     for path, picture in pictures.items():
         save_figure(picture, path)
-    right, hidden = counted_words(samples)
+    right, masked = counted_words(samples)
     drawn = f"{counted(len(samples), 'radiograph')} of the split {samples[0].split}"
-    click.echo(f"{out}: {drawn}; {right} of {hidden} hidden words restored rightly")
+    click.echo(f"{out}: {drawn}; {right} of {masked} masked words reconstructed rightly")
     click.echo(f"{curves}: the run's losses")
 
 
@@ -83,7 +83,7 @@ def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None,
 def export(run: Path, out: Path, form: str) -> None:
     """Save a run's weights for others to use; a complete run has exported its encoder already.
 
-    The reference form holds the report decoder, which may know training reports by heart.
+    The reference form holds the report decoder, which may have memorised training reports.
 
     \b
     mrm-stream export --run runs/first --out first.pth --as reference

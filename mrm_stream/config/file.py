@@ -93,7 +93,7 @@ def with_paths(config: C, *, shards: str | None, out: str | None) -> C:
 
 def with_absolute_paths(config: C) -> C:
     """Return the settings with all directories and files as absolute paths, where they are set; URLs stay."""
-    return _with_each_path(config, lambda place: str(Path(place).absolute()) if place and "://" not in place else place)
+    return _with_each_path(config, lambda path: str(Path(path).absolute()) if path and "://" not in path else path)
 
 
 def portable_settings(config: TrainConfig) -> str:
@@ -109,7 +109,7 @@ def dump_config(config: TrainConfig) -> str:
 
 def _with_each_path(config: C, change: Callable[[str], str]) -> C:
     run = dataclasses.replace(config.run, out=change(config.run.out), init=change(config.run.init))
-    mixture = {change(place): share for place, share in config.data.mixture.items()}
+    mixture = {change(path): share for path, share in config.data.mixture.items()}
     data = dataclasses.replace(
         config.data,
         shards=change(config.data.shards),

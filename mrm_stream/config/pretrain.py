@@ -94,7 +94,7 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class ReportDecoderConfig:
-    """Size of the BERT that restores reports."""
+    """Size of the BERT that reconstructs reports."""
 
     width: int = 384
     depth: int = 6
@@ -137,15 +137,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Masked record modelling: what is hidden, what is restored, what is compared."""
+    """Masked record modelling: what is masked, what is reconstructed, what is compared."""
 
     mask_ratio: float = 0.75
     """Share of the patches masked for the image encoder; 0 masks none, and then all are reconstructed. What stays
     visible is cut off to whole patches, as in the code."""
     report_mask_ratio: float = 0.5
-    """Chance that a word (or token) is hidden from the report decoder."""
+    """Chance that a word (or token) is masked for the report decoder."""
     token_masking: Literal["word", "token"] = "word"
-    """word: a word's `##` pieces follow its first, position 0 and the last are never hidden (code); token (paper)."""
+    """word: a word's `##` pieces follow its first, position 0 and the last are never masked (code); token (paper)."""
     pixel_target: Literal["patch_normalized", "image_normalized", "pixels"] = "patch_normalized"
     """Compare with patches of mean 0 and variance 1 (code), with the image as the encoder sees it, less data.mean and
     over data.std (code without --norm_pix_loss), or with grey values in [0, 1] (paper)."""
@@ -158,7 +158,7 @@ class MethodConfig:
     pooling: Literal["mean", "max"] = "mean"
     """How the visible patches become the one image feature that is added to the report's tokens."""
     super_resolution: bool = True
-    """Restore patches of the high-resolution image; false: of the encoder's own input."""
+    """Reconstruct patches of the high-resolution image; false: of the encoder's own input."""
     hybrid_features: bool = False
     """Add the mean embedding of the report's visible tokens to the image decoder's input."""
 

@@ -41,7 +41,7 @@ class Runtime:
 
 
 def start_runtime() -> Runtime:
-    """Return this process's place among the ranks, and set up what torch.distributed reads from the environment.
+    """Return this process's rank among the others, and set up what torch.distributed reads from the environment.
 
     Works below `deepspeed`, `torchrun` and `srun`, and alone.
 

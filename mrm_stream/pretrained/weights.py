@@ -57,7 +57,7 @@ def reference_name(name: str) -> str:
 def to_reference(model: MaskedRecordModel) -> dict[str, Tensor]:
     """Return every tensor of the model under the reference's names: float32, on the CPU, no memory shared.
 
-    Those of a decoder that the model leaves out are absent. `decoder_report_embed`, of a model with hybrid features,
+    Those of a decoder that the model lacks are absent. `decoder_report_embed`, of a model with hybrid features,
     is a name that the reference does not know.
     """
     tensors = {reference_name(name): _portable(value) for name, value in model.state_dict().items()}
@@ -67,7 +67,7 @@ def to_reference(model: MaskedRecordModel) -> dict[str, Tensor]:
 
 
 def load_reference(model: MaskedRecordModel, tensors: Mapping[str, Tensor], *, where: str = "checkpoint") -> None:
-    """Load tensors under the reference's names; those of a decoder that the model leaves out are passed over.
+    """Load tensors under the reference's names; those of a decoder that the model lacks are skipped.
 
     Args:
         model: Of the same sizes.
@@ -81,11 +81,11 @@ def load_reference(model: MaskedRecordModel, tensors: Mapping[str, Tensor], *, w
     biases = [tensors.pop(name) for name in _TIED_BIAS if name in tensors]
     if biases:
         tensors[_TIED_BIAS[0]] = biases[0]
-    left_out = (
+    skipped = (
         *(_IMAGE_DECODER if model.image_decoder is None else ()),
         *(_REPORT_DECODER if model.report_decoder is None else ()),
     )
-    _load(model, {reference_name(name): name for name in model.state_dict()}, tensors, ignored=left_out, where=where)
+    _load(model, {reference_name(name): name for name in model.state_dict()}, tensors, ignored=skipped, where=where)
 
 
 def save_reference(model: MaskedRecordModel, path: Path) -> None:
@@ -121,7 +121,7 @@ def initialise(model: MaskedRecordModel, path: Path) -> None:
         log.info("started from all of %s", path)
         return
     names = {name.removeprefix(_ENCODER): name for name in model.state_dict() if name.startswith(_ENCODER)}
-    # The decoder of MAE restores other patches than ours.
+    # The decoder of MAE reconstructs other patches than ours.
     _load(model, names, tensors, ignored=(*_IMAGE_DECODER, *_CLASSIFIER), where=str(path))
     log.info("started from the image encoder of %s", path)
 
@@ -194,7 +194,7 @@ def _load(
     absent = names.keys() - tensors.keys()
     unknown = [name for name in tensors.keys() - names.keys() if not name.startswith(ignored)]
     if absent:
-        remedy = "Is it a ViT with CLS token and final norm, or a checkpoint of MRM? Nothing else can be taken up."
+        remedy = "Is it a ViT with CLS token and final norm, or a checkpoint of MRM? Nothing else can be loaded."
         raise CheckpointError(f"lacks {_listed(absent)}", where=where, remedy=remedy)
     if unknown:
         remedy = "It is of another architecture; choose another file, or sizes of the model that fit this one."

@@ -27,7 +27,7 @@ class BatchMaker:
 
     Args:
         data: What is cut from each radiograph and report.
-        method: How much is hidden.
+        method: How much is masked.
         patches: Patches of a low-resolution image.
         tokenizer: File of the set's tokenizer: tells which tokens continue a word.
         seed: Of the run.

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there, and that any number of ranks can take up.
+"""Checkpoints that are either whole or not there, and that any number of ranks can resume from.
 
     RUN/checkpoints/step-00001000/
         model.safetensors      the model's weights, float32
@@ -200,9 +200,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -
     """
     own = model.state_dict()
     for name in sorted(own.keys() ^ weights.keys()):
-        place = "the checkpoint" if name in weights else "the model"
+        holder = "the checkpoint" if name in weights else "the model"
         raise CheckpointError(
-            f"{name} is only in {place}", where=where, remedy="Use the configuration that it was trained with."
+            f"{name} is only in {holder}", where=where, remedy="Use the configuration that it was trained with."
         )
     for name, tensor in own.items():
         if tensor.shape != weights[name].shape:

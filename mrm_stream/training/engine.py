@@ -32,7 +32,7 @@ B = TypeVar("B", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """How the samples of one step are shared out."""
+    """How the samples of one step are spread over ranks and passes."""
 
     share: int
     """Samples of a step on one rank."""
@@ -164,7 +164,7 @@ class Engine(Generic[B]):
 
         Returns:
             The model's scalars, averaged over the rank's micro-batches, detached, still on the device. Their means over
-            the ranks are those of the step, however it is shared out.
+            the ranks are those of the step, however it is spread.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -66,7 +66,7 @@ class EngineState:
         return moments
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        """Take up what `moments` returned; every rank must pass all of it. It calls no other rank.
+        """Load what `moments` returned; every rank must pass all of it. It calls no other rank.
 
         Weights are loaded into the model before the engine is made: it copies them into its own partitions.
 

@@ -73,7 +73,7 @@ class Window:
         return {"steps": self.steps, "sums": {name: value.item() for name, value in self._sums.items()}}
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, device: torch.device) -> None:
-        """Take up the sums of a checkpoint: this rank's own, or, on another number of ranks, the mean of all."""
+        """Load the sums of a checkpoint: this rank's own, or, on another number of ranks, the mean of all."""
         own = [states[rank]] if len(states) == dist.get_world_size() else states
         self.steps = own[0]["steps"]
         self._sums = {
@@ -83,7 +83,7 @@ class Window:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log; an incomplete last one, of a run that writes or was killed, is left out.
+    """Return the lines of a run's log; an incomplete last one, of a run that writes or was killed, is skipped.
 
     Raises:
         CheckpointError: A line is damaged.

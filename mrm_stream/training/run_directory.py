@@ -44,9 +44,9 @@ def check_paths(config: TrainConfig) -> None:
         found = set_around(folder) if folder is not None else None
         if found is not None:
             raise _entangled(f"{folder} is, or lies in, the packed set {found}", name)
-    for place in map(parse_path, (config.data.shards, *config.data.mixture)):
-        if isinstance(place, Path) and place.resolve().is_relative_to(out.resolve()):
-            raise _entangled(f"the packed set {place} lies in it", "run.out")
+    for path in map(parse_path, (config.data.shards, *config.data.mixture)):
+        if isinstance(path, Path) and path.resolve().is_relative_to(out.resolve()):
+            raise _entangled(f"the packed set {path} lies in it", "run.out")
     if config.data.cache and out.resolve().is_relative_to(Path(config.data.cache).resolve()):
         raise _entangled("is, or lies in, data.cache, whose files are removed when room is short", "run.out")
 

@@ -8,7 +8,7 @@ from mrm_stream.config.base import OptimConfig
 
 
 def learning_rate(epoch: float, optim: OptimConfig) -> float:
-    """Return the learning rate at a place in the run: a linear rise from 0, then half a cosine down to `min_lr`.
+    """Return the learning rate at a point of the run: a linear rise from 0, then half a cosine down to `min_lr`.
 
     Args:
         epoch: Samples seen so far / samples of the data set. It comes from the order's position, not from a count of
