@@ -80,8 +80,12 @@ class Sample:
     key: str
     jpeg: bytes | memoryview = field(repr=False)
     """8-bit grey baseline JPEG."""
-    token_ids: np.ndarray = field(repr=False)
-    """The whole report as uint16, without special tokens, shape (tokens,)."""
+    token_ids: np.ndarray | None = field(default=None, repr=False)
+    """The whole report as uint16, without special tokens, shape (tokens,); None in a set without reports."""
+    labels: Mapping[str, int] | None = None
+    """Finding to 1 (present), 0 (absent) or -1 (uncertain); None where they were not asked for: reading them costs."""
+    mask: bytes | memoryview | None = field(default=None, repr=False)
+    """A grey PNG as large as the JPEG, 255 within the finding and 0 without; None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ def _samples(directory: Path) -> Iterator[PackedSample]:
     while True:
         for index in range(len(shards)):
             sample = shards.sample(index)
+            assert sample.token_ids is not None
             yield PackedSample(f"s{number:09d}", bytes(sample.jpeg), b"{}", sample.token_ids.tobytes(), b"")
             number += 1
 

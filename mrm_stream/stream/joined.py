@@ -18,13 +18,14 @@ from mrm_stream.storage.paths import AnyPath
 from mrm_stream.stream.cache import CacheCounts
 from mrm_stream.stream.mixture import LEAST_SHARE, Mixture
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.stream.source import reports_of
 
 
 class JoinedSets:
     """The samples of several sets by index, set after set; used like a `ShardSet`.
 
     Args:
-        sets: With the same tokenizer.
+        sets: With the same tokenizer, where they have reports.
         shares: Of the samples of a run, one a set; only their proportion counts.
 
     Raises:
@@ -33,10 +34,11 @@ class JoinedSets:
     """
 
     def __init__(self, sets: Sequence[ShardSet], shares: Sequence[float]) -> None:
-        for other in sets[1:]:
-            if other.reports.tokenizer_sha256 != sets[0].reports.tokenizer_sha256:
+        told = [(each, each.reports) for each in sets if each.reports is not None]
+        for other, reports in told[1:]:
+            if reports.tokenizer_sha256 != told[0][1].tokenizer_sha256:
                 raise ShardError(
-                    f"has another tokenizer than {sets[0].directory}",
+                    f"has another tokenizer than {told[0][0].directory}",
                     where=other.directory,
                     remedy=f"Make it the same: {command_line('mrm-stream', 'tokenize', other.directory)} "
                     "--tokenizer FILE --out DIR.",
@@ -62,9 +64,9 @@ class JoinedSets:
         return self._sets[0].directory
 
     @property
-    def reports(self) -> ReportsEntry:
-        """Tokenizer and vocabulary, which are the same in all."""
-        return self._sets[0].reports
+    def reports(self) -> ReportsEntry | None:
+        """Tokenizer and vocabulary, which are the same in all; None where any of the sets has no reports."""
+        return self._sets[0].reports if all(each.reports is not None for each in self._sets) else None
 
     @property
     def fingerprint(self) -> str:
@@ -110,6 +112,8 @@ class JoinedSets:
 
     def tokenizer_file(self) -> Path:
         """Return the tokenizer that the token ids are of; see `ShardSet.tokenizer_file`."""
+        for each in self._sets:
+            reports_of(each)
         return self._sets[0].tokenizer_file()
 
     def close(self) -> None:

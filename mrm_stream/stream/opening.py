@@ -9,19 +9,24 @@ from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream.joined import JoinedSets, joined_fingerprint
 from mrm_stream.stream.shard_set import ShardSet, split_fingerprint
-from mrm_stream.stream.source import SampleSource
+from mrm_stream.stream.source import IMAGES, Needs, SampleSource
 
 
-def open_data(data: DataConfig) -> SampleSource:
+def open_data(data: DataConfig, needs: Needs = IMAGES) -> SampleSource:
     """Return the packed set of a run, or the mixture of several.
 
+    Args:
+        data: Names the sets.
+        needs: What the task reads of each sample besides its image.
+
     Raises:
-        ShardError: A set is unfinished, damaged or has no such split, or two have different tokenizers.
+        ShardError: A set is unfinished, damaged, has no such split or not what is needed, or two have different
+            tokenizers.
         ConfigError: A set lies elsewhere, and there is no cache.
         StorageError: The storage does not answer, or the cache cannot be made.
     """
     places = [data.shards, *data.mixture]
-    sets = [open_set(parse_path(place), data.split, data, of=len(places)) for place in places]
+    sets = [open_set(parse_path(place), data.split, data, needs, of=len(places)) for place in places]
     return sets[0] if len(sets) == 1 else JoinedSets(sets, [1.0, *data.mixture.values()])
 
 
@@ -37,14 +42,15 @@ def fingerprint_of(data: DataConfig) -> str:
     return fingerprints[0] if len(places) == 1 else joined_fingerprint(fingerprints, [1.0, *data.mixture.values()])
 
 
-def open_set(directory: AnyPath, split: str, data: DataConfig, *, of: int = 1) -> ShardSet:
+def open_set(directory: AnyPath, split: str, data: DataConfig, needs: Needs = IMAGES, *, of: int = 1) -> ShardSet:
     """Return a split of one set, read through the run's cache where it has one.
 
     Args:
         directory: Of the set.
         split: Part of it.
         data: Says where the cache is, and how large.
+        needs: What is read of each sample besides its image.
         of: Sets that share the cache's room.
     """
     cache = (Path(data.cache), round(data.cache_gb * 1e9 / of)) if data.cache else None
-    return ShardSet.open(directory, split, cache)
+    return ShardSet.open(directory, split, cache, needs=needs)

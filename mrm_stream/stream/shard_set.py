@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,28 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mrm_stream.errors import ConfigError, ShardError
-from mrm_stream.formats.dictionary import ReportCodec
-from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
 from mrm_stream.formats.manifest import Manifest, ReportsEntry, read_manifest
-from mrm_stream.formats.shard import REPORT_MEMBERS, ShardEntry, ShardIndex, index_path
+from mrm_stream.formats.shard import MASK_MEMBER, ShardEntry, ShardIndex, index_path
 from mrm_stream.records import Sample
-from mrm_stream.storage.access import is_file, refuse_barred
-from mrm_stream.storage.files import read_whole
+from mrm_stream.storage.access import refuse_barred
 from mrm_stream.storage.paths import AnyPath
-from mrm_stream.storage.publish import sha256_of
 from mrm_stream.stream.cache import CacheCounts, ShardCache
 from mrm_stream.stream.checksums import Checksums
 from mrm_stream.stream.opened_shards import REMEDY, OpenedShards
 from mrm_stream.stream.order import Order
+from mrm_stream.stream.report_files import ReportFiles
+from mrm_stream.stream.source import IMAGES, Needs, check_needs, no_reports
 from mrm_stream.strict import parse_json
 
-DICTIONARY_LIMIT = 1 << 20
 METADATA_LIMIT = 1 << 20
 """Bytes of one sample's JSON."""
-
-_JPEG, _TOKENS, _METADATA, _REPORT = range(len(REPORT_MEMBERS))
 
 
 class DamagedShardError(ShardError):
@@ -55,6 +50,7 @@ class ShardSet:
         manifest: Manifest,
         cache: ShardCache | None = None,
         *,
+        needs: Needs = IMAGES,
         verify: bool = True,
     ) -> None:
         self.directory = directory
@@ -65,16 +61,22 @@ class ShardSet:
         self.shard_sizes: tuple[int, ...] = tuple(entry.samples for entry in self._entries)
         self._firsts = [0, *accumulate(self.shard_sizes)]
         self._opened = OpenedShards(directory, manifest, split, cache)
-        assert manifest.reports is not None, "`open` refuses a set without reports"
-        self.reports: ReportsEntry = manifest.reports
-        self._codec: ReportCodec | None = None
-        self._lock = threading.Lock()
+        self.reports: ReportsEntry | None = manifest.reports
+        self._needs = needs
+        self._column = {member: column for column, member in enumerate(manifest.members)}
+        self._files = None if self.reports is None else ReportFiles(directory, self.reports, cache)
         # Where there is a cache, it compares what it brings.
         self._checksums = Checksums(directory, self._entries) if verify and isinstance(directory, Path) else None
 
     @classmethod
     def open(
-        cls, directory: AnyPath, split: str, cache: tuple[Path, int] | None = None, *, verify: bool = True
+        cls,
+        directory: AnyPath,
+        split: str,
+        cache: tuple[Path, int] | None = None,
+        *,
+        needs: Needs = IMAGES,
+        verify: bool = True,
     ) -> ShardSet:
         """Return a split of a packed set, once all its shards are found to be there and as long as they should be.
 
@@ -83,21 +85,17 @@ class ShardSet:
             split: Part of it.
             cache: Local folder, and the bytes that it may hold: shards are then fetched whole, ahead of need, and not
                 looked for one by one now. Needed where `directory` is a URL; sensible on slow shared file systems.
+            needs: What is read of each sample besides its image.
             verify: Read each shard once and compare it with the manifest's SHA-256 before its first sample is handed
-                out: 0.06 s of a core per 100 MB, ahead of need where `expect` says what will be read. Without it a
+                out: 0.06 s of a core per 100 MB, ahead of need where `hint` tells what will be read. Without it a
                 flipped bit that leaves a JPEG valid is trained on. What comes through a cache is compared in any case.
 
         Raises:
-            ShardError: There is no finished set here, it has no such split or none of its samples, or a shard is
-                missing or of another size than the manifest says.
+            ShardError: There is no finished set here, it lacks what is needed, has no such split or none of its
+                samples, or a shard is missing or of another size than the manifest says.
         """
         manifest = read_manifest(directory)
-        if manifest.reports is None:
-            raise ShardError(
-                "the set has no reports: it is for fine-tuning",
-                where=directory,
-                remedy="Pre-train on a set of radiographs with reports.",
-            )
+        check_needs(needs, manifest, directory)
         if manifest.samples(split) == 0:
             filled = [name for name in manifest.splits if manifest.samples(name)]
             raise ShardError(
@@ -109,7 +107,7 @@ class ShardSet:
             folder, limit_bytes = cache
             # Two sets, or two versions of one, never meet under one name.
             own = folder / manifest.fingerprint[:16]
-            return cls(directory, split, manifest, ShardCache(directory, own, limit_bytes), verify=False)
+            return cls(directory, split, manifest, ShardCache(directory, own, limit_bytes), needs=needs, verify=False)
         if not isinstance(directory, Path):
             raise ConfigError(
                 "shards that lie elsewhere are trained on through a cache",
@@ -118,7 +116,7 @@ class ShardSet:
             )
         for entry in manifest.splits[split]:
             _check_files(directory / entry.file, entry)
-        return cls(directory, split, manifest, verify=verify)
+        return cls(directory, split, manifest, needs=needs, verify=verify)
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -132,19 +130,9 @@ class ShardSet:
         """Return the tokenizer that the token ids are of.
 
         Raises:
-            ShardError: The file is absent, or another one has taken its place.
+            ShardError: The set has no reports, the file is absent, or another one has taken its place.
         """
-        path = self.directory / TOKENIZER
-        if not isinstance(path, Path):
-            assert self.cache is not None, "`open` asks for one"
-            return self.cache.bring_file(TOKENIZER, self.reports.tokenizer_sha256)
-        if not is_file(path) or sha256_of(path) != self.reports.tokenizer_sha256:
-            raise ShardError(
-                "is not the tokenizer that these shards were packed with: their token ids would mean other words",
-                where=path,
-                remedy="Copy the file again from where the set came, or pack the set again with --tokenizer.",
-            )
-        return path
+        return self._shared_files().tokenizer()
 
     @property
     def is_cached(self) -> bool:
@@ -180,24 +168,22 @@ class ShardSet:
             self.cache.close()
 
     def sample(self, index: int) -> Sample:
-        """Return the sample at an index, as views of its shard.
+        """Return the sample at an index, as views of its shard, with the labels and the mask where they are needed.
 
         Raises:
             IndexError: There is no such index.
             DamagedShardError: The shard or its index is damaged or absent, or cannot be read.
-            ShardError: The token ids are not of the set's vocabulary.
+            ShardError: The token ids are not of the set's vocabulary, or the labels are none.
             StorageError: The shard must be fetched, and the storage does not answer.
         """
         shard, row = self._find(index)
         table, data = self._whole(shard)
-        jpeg_at, tokens_at = table.offsets[row, :_METADATA].tolist()
-        jpeg_bytes, tokens_bytes = table.sizes[row, :_METADATA].tolist()
-        if tokens_bytes == 0 or tokens_bytes % 2:
-            raise self._damaged(index, "the token ids are absent or cut short")
-        token_ids = np.frombuffer(data, "<u2", tokens_bytes // 2, tokens_at)
-        if int(token_ids.max()) >= self.reports.vocabulary:
-            raise self._damaged(index, "a token id is outside the tokenizer's vocabulary")
-        return Sample(index, table.key(row), data[jpeg_at : jpeg_at + jpeg_bytes], token_ids)
+        starts, sizes = table.offsets[row].tolist(), table.sizes[row].tolist()
+        # The image is the first member of every sample, and token ids, where there are reports, the second.
+        token_ids = None if self.reports is None else self._token_ids(index, data, starts[1], sizes[1])
+        labels = self._labels(index) if self._needs.labels else None
+        mask = self._member(index, MASK_MEMBER) if self._needs.masks else None
+        return Sample(index, table.key(row), data[starts[0] : starts[0] + sizes[0]], token_ids, labels, mask)
 
     def metadata(self, index: int) -> dict[str, Any]:
         """Return what the set knows of a sample besides image and report: subject, study, view, labels, sizes.
@@ -206,7 +192,7 @@ class ShardSet:
             IndexError: There is no such index.
             ShardError: The shard, its index or the sample's JSON is damaged.
         """
-        content = self._member(index, _METADATA)
+        content = self._member(index, "json")
         try:
             metadata = parse_json(bytes(content)) if len(content) <= METADATA_LIMIT else None
         except (ValueError, RecursionError):
@@ -220,17 +206,14 @@ class ShardSet:
 
         Raises:
             IndexError: There is no such index.
-            ShardError: The shard, its index, the dictionary or the compressed report is damaged.
+            ShardError: The set has no reports; or the shard, its index, the dictionary or the compressed report is
+                damaged.
         """
-        content = bytes(self._member(index, _REPORT))
-        with self._lock:  # zstd's contexts serve one thread at a time
-            if self._codec is None:
-                self._codec = self._load_codec()
-            try:
-                return self._codec.restore(content)
-            except ValueError as error:
-                what = str(error)
-        raise self._damaged(index, what)
+        files = self._shared_files()
+        try:
+            return files.text(bytes(self._member(index, "txt.zst")))
+        except ValueError as error:
+            raise self._damaged(index, str(error)) from None
 
     def location(self, index: int) -> str:
         """Return where a sample lies, for people: the shard's file and the key (or the row, if the key is lost)."""
@@ -248,8 +231,25 @@ class ShardSet:
         shard = bisect_right(self._firsts, index) - 1
         return shard, index - self._firsts[shard]
 
-    def _member(self, index: int, column: int) -> memoryview:
+    def _token_ids(self, index: int, data: memoryview, start: int, size: int) -> NDArray[np.uint16]:
+        assert self.reports is not None
+        if size == 0 or size % 2:
+            raise self._damaged(index, "the token ids are absent or cut short")
+        token_ids = np.frombuffer(data, "<u2", size // 2, start)
+        # An embedding would be looked up past its end: on a GPU that ends the process, far from here.
+        if int(token_ids.max()) >= self.reports.vocabulary:
+            raise self._damaged(index, "a token id is outside the tokenizer's vocabulary")
+        return token_ids
+
+    def _labels(self, index: int) -> dict[str, int]:
+        labels = self.metadata(index).get("labels")
+        if not isinstance(labels, dict) or any(type(value) is not int or abs(value) > 1 for value in labels.values()):
+            raise self._damaged(index, "the labels are not findings with 1, 0 or -1")
+        return labels
+
+    def _member(self, index: int, name: str) -> memoryview:
         shard, row = self._find(index)
+        column = self._column[name]
         table = self._opened.index(shard)
         start = int(table.offsets[row, column])
         return self._opened.data(shard)[start : start + int(table.sizes[row, column])]
@@ -264,15 +264,10 @@ class ShardSet:
             raise DamagedShardError(error.what, where=error.where, remedy=REMEDY) from error
         return table, data
 
-    def _load_codec(self) -> ReportCodec:
-        path = self.directory / DICTIONARY
-        try:
-            if sha256_of(path) != self.reports.dictionary_sha256:
-                raise ShardError("the dictionary is not the manifest's", where=path, remedy=REMEDY)
-            return ReportCodec(read_whole(path, DICTIONARY_LIMIT))
-        except OSError as error:
-            refuse_barred(error, path)
-            raise ShardError(f"cannot be read: {error.strerror}", where=path, remedy=REMEDY) from error
+    def _shared_files(self) -> ReportFiles:
+        if self._files is None:
+            raise no_reports(self.directory)
+        return self._files
 
     def _damaged(self, index: int, what: str) -> ShardError:
         return ShardError(what, where=f"{self.directory / self.location(index)}", remedy=REMEDY)

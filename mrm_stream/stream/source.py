@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mrm_stream.formats.manifest import ReportsEntry
+from mrm_stream.errors import ShardError
+from mrm_stream.formats.manifest import Manifest, ReportsEntry
 from mrm_stream.records import Sample
 from mrm_stream.storage.paths import AnyPath
 from mrm_stream.stream.cache import CacheCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a task reads of each sample besides its image; a set that lacks it is refused when it is opened.
+
+    Token ids come with every sample of a set that has reports, as they cost nothing: they are views. Labels must be
+    parsed, so they come only where they are needed, and masks with them.
+    """
+
+    reports: bool = False
+    labels: bool = False
+    masks: bool = False
+
+
+IMAGES = Needs()
+"""No more than images."""
 
 
 class SampleOrder(Protocol):
@@ -38,8 +57,8 @@ class SampleSource(Protocol):
         """Where the samples lie, for messages."""
 
     @property
-    def reports(self) -> ReportsEntry:
-        """The tokenizer and the dictionary of the reports."""
+    def reports(self) -> ReportsEntry | None:
+        """The tokenizer and the dictionary of the reports; None where samples have no reports. See `reports_of`."""
 
     @property
     def fingerprint(self) -> str:
@@ -73,3 +92,33 @@ class SampleSource(Protocol):
 
     def close(self) -> None:
         """Stop what runs in the background, and let go of what is held."""
+
+
+def reports_of(samples: SampleSource) -> ReportsEntry:
+    """Return what the reports of all samples share.
+
+    Raises:
+        ShardError: There are samples without reports.
+    """
+    if samples.reports is None:
+        raise no_reports(samples.directory)
+    return samples.reports
+
+
+def check_needs(needs: Needs, manifest: Manifest, directory: AnyPath) -> None:
+    """Raise ShardError where a packed set lacks what a task needs; labels are in every set, be they none."""
+    if needs.reports and manifest.reports is None:
+        raise no_reports(directory)
+    if needs.masks and not manifest.has_masks:
+        raise ShardError(
+            "the set has no masks", where=directory, remedy="Pack a data set that has masks, such as --src siim."
+        )
+
+
+def no_reports(directory: AnyPath) -> ShardError:
+    """Return the error of a set whose samples have no reports, where they are needed."""
+    return ShardError(
+        "the set has no reports: it is for fine-tuning",
+        where=directory,
+        remedy="Pre-train on a set of radiographs with reports.",
+    )

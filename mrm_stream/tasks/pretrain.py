@@ -19,7 +19,7 @@ from mrm_stream.pretrained.weights import export_encoder, initialise
 from mrm_stream.records import Batch
 from mrm_stream.storage.access import is_there
 from mrm_stream.stream.opening import open_data
-from mrm_stream.stream.source import SampleSource
+from mrm_stream.stream.source import Needs, SampleSource, reports_of
 from mrm_stream.tasks.pretrain_batches import BatchMaker
 from mrm_stream.training.checkpoint import Checkpoint, load_weights, newest_checkpoint
 from mrm_stream.training.run_directory import CONFIG
@@ -41,9 +41,10 @@ class Pretraining:
         """Open the radiographs and reports to train on.
 
         Raises:
-            ShardError: They are absent or damaged; or the tokenizer beside them is not the one they were packed with.
+            ShardError: They are absent or damaged, or have no reports; or the tokenizer beside them is not the one that
+                they were packed with.
         """
-        source = open_data(self.config.data)
+        source = open_data(self.config.data, Needs(reports=True))
         source.tokenizer_file()
         return source
 
@@ -61,7 +62,7 @@ class Pretraining:
 
     def make_model(self, source: SampleSource) -> MaskedRecordModel:
         """Return a freshly initialised model for the source's tokenizer."""
-        return make_model(self.config, source.reports.vocabulary)
+        return make_model(self.config, reports_of(source).vocabulary)
 
     def check_weights(self, weights: Path) -> None:
         """Refuse what is no file, naming the file that may have been meant."""
@@ -78,7 +79,8 @@ class Pretraining:
 
     def identity(self, source: SampleSource) -> Mapping[str, Any]:
         """Return the tokenizer: with another one, the report decoder's embeddings would mean other words."""
-        return {"vocabulary": source.reports.vocabulary, "tokenizer_sha256": source.reports.tokenizer_sha256}
+        reports = reports_of(source)
+        return {"vocabulary": reports.vocabulary, "tokenizer_sha256": reports.tokenizer_sha256}
 
     def check_identity(self, saved: Mapping[str, Any], source: SampleSource, where: Path) -> None:
         """Compare the tokenizer of a checkpoint with the source's.

@@ -90,7 +90,7 @@ class BatchMaker:
     def _batch(
         self, draws: Sequence[Draw], epochs_B: NDArray[np.int64], indexes_B: NDArray[np.int64], crops: Crops
     ) -> Handover[Batch]:
-        token_ids_BL = pad_reports([draw.sample.token_ids for draw in draws], self._data.report_length)
+        token_ids_BL = pad_reports([_token_ids(draw) for draw in draws], self._data.report_length)
         token_is_masked_BL = mask_tokens(
             token_ids_BL,
             seed=self._seed,
@@ -114,3 +114,8 @@ class BatchMaker:
                 token_is_masked_BL=self._side.copied(token_is_masked_BL),
             )
             return self._side.handover(batch)
+
+
+def _token_ids(draw: Draw) -> NDArray[np.uint16]:
+    assert draw.sample.token_ids is not None, "pre-training opens sets with reports alone"
+    return draw.sample.token_ids

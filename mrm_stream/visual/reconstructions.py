@@ -18,6 +18,7 @@ from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.opening import open_set
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.stream.source import Needs, reports_of
 from mrm_stream.tasks.pretrain import Pretraining, load_run
 from mrm_stream.text.tokenizer import CLS, PAD, load_tokenizer, token_strings
 
@@ -77,7 +78,7 @@ def reconstruct_samples(run: Path, shards: AnyPath | None, split: str | None, co
             remedy="Say where it is now: --shards DIR.",
         )
     opened = _open(directory, split, config.data)
-    if opened.reports.tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
+    if reports_of(opened).tokenizer_sha256 != checkpoint.state["tokenizer_sha256"]:
         raise CheckpointError(
             f"was trained with another tokenizer than that of {opened.directory}",
             where=checkpoint.directory,
@@ -159,7 +160,7 @@ def _open(directory: AnyPath, split: str | None, data: PretrainDataConfig) -> Sh
         # By the manifest, not by what opens: where the validation split is damaged, that is an error, never a reason
         # to show samples that the model was trained on.
         split = "validate" if read_manifest(directory).samples("validate") else "train"
-    return open_set(directory, split, data)
+    return open_set(directory, split, data, Needs(reports=True))
 
 
 def _to_uint8(image_HW: torch.Tensor) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from mrm_stream.packing.plan import plan_set
 from mrm_stream.records import Box, Record
 from mrm_stream.sources.source import Source
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.stream.source import Needs
 from mrm_stream.text.tokenizer import load_tokenizer, token_strings
 from tests.packing.images.dicoms import dicom_of, picture
 
@@ -106,6 +107,7 @@ def test_uncertain_labels(pack_records: Packed, policy: Any, labels: dict[str, i
     )
     assert manifest.options.uncertain == policy
     assert all(sample["labels"] == labels for sample in metadata(out, manifest))
+    assert ShardSet.open(out, "train", needs=Needs(labels=True)).sample(0).labels == labels
 
 
 def test_the_view_is_the_table_s_or_else_the_dicom_s(pack_records: Packed, tmp_path: Path) -> None:
@@ -130,8 +132,11 @@ def test_a_set_without_reports_holds_neither_text_nor_tokens(pack_records: Packe
         "manifest.json", "quarantine.jsonl", *(f"train-0000{n}.{kind}" for n in range(2) for kind in ("tar", "idx"))
     }  # fmt: skip
     assert all(sample["lists"] == ["train_1"] for sample in metadata(out, manifest))
+    sample = ShardSet.open(out, "train").sample(0)
+    assert sample.token_ids is None
+    assert bytes(sample.jpeg) == samples(out, manifest)[sample.key]["jpg"]
     with pytest.raises(ShardError, match="has no reports: it is for fine-tuning"):
-        ShardSet.open(out, "train")
+        ShardSet.open(out, "train", needs=Needs(reports=True))
 
 
 def test_masks_are_as_large_as_the_packed_image(pack_records: Packed) -> None:
@@ -153,6 +158,9 @@ def test_masks_are_as_large_as_the_packed_image(pack_records: Packed) -> None:
         expected = 10 * number * told["size"][1] / told["original_size"][1]
         assert abs(int(columns.sum()) - expected) <= 1
         assert columns[: int(columns.sum())].all()
+    sample = ShardSet.open(out, "train", needs=Needs(masks=True)).sample(0)
+    assert sample.mask is not None
+    assert bytes(sample.mask) == samples(out, manifest)[sample.key]["mask.png"]
 
 
 def test_boxes_are_scaled_with_the_image(pack_records: Packed) -> None:

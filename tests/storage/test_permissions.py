@@ -32,6 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mrm_stream.config.file import load_config, with_paths
     from mrm_stream.config.pretrain import PretrainConfig
     from mrm_stream.stream.shard_set import ShardSet
+    from mrm_stream.stream.source import reports_of
     from mrm_stream.tasks.pretrain import make_model
     from mrm_stream.training.checkpoint import save_checkpoint
     from mrm_stream.training.run_directory import prepare_run
@@ -50,11 +51,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prepare_run(folder / "run", config, []).close()
     shards = ShardSet.open(folder / "shards", "train")
-    weights = make_model(config, shards.reports.vocabulary).state_dict()
+    reports = reports_of(shards)
+    weights = make_model(config, reports.vocabulary).state_dict()
     state = {
         "step": 1,
-        "vocabulary": shards.reports.vocabulary,
-        "tokenizer_sha256": shards.reports.tokenizer_sha256,
+        "vocabulary": reports.vocabulary,
+        "tokenizer_sha256": reports.tokenizer_sha256,
     }
     save_checkpoint(folder / "run", weights, {}, state, keep=1)
     shards.close()

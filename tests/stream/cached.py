@@ -47,6 +47,7 @@ def assert_all_read(shards: ShardSet) -> None:
         _, index = order.locate(position)
         sample = shards.sample(index)
         assert (sample.key, bytes(sample.jpeg)) == (f"train-{index}", f"jpeg {index}".encode())
+        assert sample.token_ids is not None
         assert sample.token_ids.tolist() == [index % 40 + 4, *range(index % 3)]
 
 

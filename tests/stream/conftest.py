@@ -23,7 +23,14 @@ VOCABULARY = 50
 
 
 def build_set(
-    out: Path, *, splits: dict[str, Sequence[int]], seed: int = 0, tokens: Mapping[str, bytes] = MappingProxyType({})
+    out: Path,
+    *,
+    splits: dict[str, Sequence[int]],
+    seed: int = 0,
+    tokens: Mapping[str, bytes] = MappingProxyType({}),
+    labels: Mapping[str, object] = MappingProxyType({}),
+    has_reports: bool = True,
+    has_masks: bool = False,
 ) -> Path:
     """Write a set whose sample i of a split has key `SPLIT-i`, jpeg `jpeg i`, and i % 40 + 4 as its first token id.
 
@@ -32,6 +39,9 @@ def build_set(
         splits: Sizes of the shards of each split.
         seed: Told to the manifest.
         tokens: Content of `KEY.tok`, for samples that should have another.
+        labels: Of samples that should have others than `edema` present.
+        has_reports: Else samples have neither token ids nor a report.
+        has_masks: Samples have `mask i` for a mask.
     """
     out.mkdir()
     dictionary = learn_dictionary(["the lungs are clear"])
@@ -50,9 +60,12 @@ def build_set(
                     PackedSample(
                         key=key,
                         jpeg=f"jpeg {index}".encode(),
-                        tokens=tokens.get(key, np.array(ids, "<u2").tobytes()),
-                        metadata=canonical_json({"subject": f"s{index}", "split": split, "labels": {"edema": 1}}),
-                        report=codec.compress(f"report {index}: the lungs are clear"),
+                        tokens=tokens.get(key, np.array(ids, "<u2").tobytes()) if has_reports else None,
+                        metadata=canonical_json(
+                            {"subject": f"s{index}", "split": split, "labels": labels.get(key, {"edema": 1})}
+                        ),
+                        report=codec.compress(f"report {index}: the lungs are clear") if has_reports else None,
+                        mask=f"mask {index}".encode() if has_masks else None,
                     )
                 )
             entry = write_shard(out / f"{split}-{shard:05d}.tar", samples)
@@ -65,7 +78,10 @@ def build_set(
         Manifest(
             source="test",
             options=PackOptions(seed=seed),
-            reports=ReportsEntry("0" * 64, hashlib.sha256(dictionary).hexdigest(), VOCABULARY, is_trained=True),
+            reports=ReportsEntry("0" * 64, hashlib.sha256(dictionary).hexdigest(), VOCABULARY, is_trained=True)
+            if has_reports
+            else None,
+            has_masks=has_masks,
             splits=entries,
         ),
     )

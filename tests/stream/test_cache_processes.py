@@ -64,6 +64,7 @@ for position in range(int(epochs) * len(shards)):
     index = order.locate(position)[1]
     sample = shards.sample(index)
     assert (sample.key, bytes(sample.jpeg)) == (f"train-{index}", f"jpeg {index}".encode()), index
+    assert sample.token_ids is not None
     assert sample.token_ids.tolist() == [index % 40 + 4, *range(index % 3)], index
     del sample  # it keeps its shard open
 shards.close()

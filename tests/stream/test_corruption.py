@@ -35,7 +35,9 @@ Content = dict[int, str]
 
 def digests(draws: Sequence[Draw]) -> list[tuple[int, str]]:
     """A transform that tells what would be trained on."""
-    members = [(draw.sample.index, bytes(draw.sample.jpeg) + draw.sample.token_ids.tobytes()) for draw in draws]
+    members = [
+        (draw.sample.index, bytes(draw.sample.jpeg) + np.asarray(draw.sample.token_ids).tobytes()) for draw in draws
+    ]
     return [(index, hashlib.sha256(content).hexdigest()) for index, content in members]
 
 

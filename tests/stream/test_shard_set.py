@@ -31,6 +31,7 @@ def test_each_sample_is_what_was_packed(small_set: Path) -> None:
         assert (sample.index, sample.key) == (index, f"train-{index}")
         assert isinstance(sample.jpeg, memoryview)
         assert bytes(sample.jpeg) == f"jpeg {index}".encode()
+        assert sample.token_ids is not None
         assert sample.token_ids.dtype == "<u2"
         assert sample.token_ids.tolist() == [index % 40 + 4, *range(index % 3)]
         assert shards.metadata(index)["subject"] == f"s{index}"
@@ -63,6 +64,7 @@ def test_an_index_out_of_bounds_is_refused(small_set: Path, index: int) -> None:
 def test_views_outlive_the_set(small_set: Path) -> None:
     sample = ShardSet.open(small_set, "train").sample(9)
     assert bytes(sample.jpeg) == b"jpeg 9"
+    assert sample.token_ids is not None
     assert sample.token_ids[0] == 13
     assert not sample.token_ids.flags.writeable
 

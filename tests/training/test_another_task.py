@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from mrm_stream.decode.device import DeviceSide, Handover
 from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.stream.loader import Draw
 from mrm_stream.stream.opening import open_data
-from mrm_stream.stream.source import SampleSource
+from mrm_stream.stream.source import Needs, SampleSource
 from mrm_stream.training.checkpoint import newest_checkpoint
 from mrm_stream.training.metrics import read_metrics
 from mrm_stream.training.run_directory import COMPLETE, ENCODER
@@ -39,7 +40,7 @@ class Batches:
     seconds_decoding, bytes_decoded = 0.0, 0
 
     def __call__(self, draws: Sequence[Draw]) -> Handover[Lengths]:
-        tokens_B = torch.tensor([len(draw.sample.token_ids) / 100 for draw in draws])
+        tokens_B = torch.tensor([len(np.asarray(draw.sample.token_ids)) / 100 for draw in draws])
         return DeviceSide(torch.device("cpu")).handover(Lengths(tokens_B, 3 * tokens_B - 1))
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ class Straight:
     shown_losses: ClassVar[Mapping[str, str]] = {"error": "off by"}
 
     def open_source(self) -> SampleSource:
-        return open_data(self.config.data)
+        return open_data(self.config.data, Needs(reports=True))
 
     def make_batches(self, source: SampleSource, device: torch.device) -> Batches:
         return Batches()

@@ -17,6 +17,7 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
 from mrm_stream.stream.shard_set import ShardSet
+from mrm_stream.stream.source import reports_of
 from mrm_stream.tasks.pretrain import make_model
 from mrm_stream.training.checkpoint import save_checkpoint
 from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_place, curves_figure, reconstruction_figure
@@ -46,7 +47,7 @@ def make_run(folder: Path, shards: Path, *overrides: str, **changes: object) -> 
     config: PretrainConfig = load_config(
         PretrainConfig, folder / "settings.yaml", [f"data.shards={shards}", *overrides]
     )
-    reports = ShardSet.open(shards, "train").reports
+    reports = reports_of(ShardSet.open(shards, "train"))
     state = {"step": 1, "vocabulary": reports.vocabulary, "tokenizer_sha256": reports.tokenizer_sha256, **changes}
     weights = make_model(config, reports.vocabulary).state_dict()
     save_checkpoint(folder, {k: v.clone() for k, v in weights.items()}, {"step": torch.ones(1)}, state, keep=1)
