@@ -51,7 +51,7 @@ def test_what_phantom_and_shard_say_next_can_be_pasted(folder: Path) -> None:
 
 
 def test_what_train_says_next_can_be_pasted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mrm_stream.training.launch.launch", lambda *_, **__: folder)
+    monkeypatch.setattr("mrm_stream.tasks.pretrain_launch.launch_pretraining", lambda *_, **__: folder)
     words = next_words(output("train", "--config", folder / "any.yaml"))
     assert words == ["reconstruct", "--run", str(folder), "--out", str(folder / "reconstructed.png")]
 
