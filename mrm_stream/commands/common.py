@@ -41,7 +41,7 @@ class PathOrUrl(click.ParamType["AnyPath"]):
     name = "PATH|URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AnyPath:
-        """Return the place."""
+        """Return the path."""
         from mrm_stream.errors import StorageError
         from mrm_stream.storage.paths import parse_path
 
@@ -51,7 +51,7 @@ class PathOrUrl(click.ParamType["AnyPath"]):
             self.fail(str(error), param, ctx)
 
 
-PLACE = PathOrUrl()
+PATH_OR_URL = PathOrUrl()
 
 
 def check_output(path: Path) -> None:
@@ -89,13 +89,19 @@ def with_workers(command: F) -> F:
 
 
 def with_links(command: F) -> F:
-    """Add --follow-links; `source_places` does as it says."""
+    """Add --follow-links; the command gets `root` and `lists`, options of its own, as paths that do as it says."""
+
+    @wraps(command)
+    def run(*, root: AnyPath, lists: AnyPath | None, follow_links: bool, **given: Any) -> Any:
+        root, lists = source_paths(root, lists, follow_links)
+        return command(root=root, lists=lists, **given)
+
     what = "Follow links below --root and --lists that lead out of them."
-    return click.option("--follow-links", is_flag=True, help=what)(command)
+    return click.option("--follow-links", is_flag=True, help=what)(cast(F, run))
 
 
-def source_places(root: AnyPath, lists: AnyPath | None, follow_links: bool) -> tuple[AnyPath, AnyPath | None]:
-    """Return the places that a source is read from, those of which links are followed.
+def source_paths(root: AnyPath, lists: AnyPath | None, follow_links: bool) -> tuple[AnyPath, AnyPath | None]:
+    """Return the paths that a source is read from; if so asked, links that lead out of them are followed.
 
     Raises:
         ConfigError: There are no links to follow.
@@ -111,8 +117,56 @@ def source_places(root: AnyPath, lists: AnyPath | None, follow_links: bool) -> t
     return followed(root), None if lists is None else followed(lists)
 
 
+def with_permission(name: str, called: str) -> Callable[[F], F]:
+    """Add --i-may-store-this-there: without it the command refuses to write to a remote path.
+
+    Args:
+        name: Parameter of the command that holds the path it writes to.
+        called: What the help calls it.
+    """
+
+    def add(command: F) -> F:
+        @wraps(command)
+        def run(*, may_store: bool, **given: Any) -> Any:
+            check_destination(given[name], may_store)
+            return command(**given)
+
+        what = f"Needed where {called} is not a local path."
+        return click.option("--i-may-store-this-there", "may_store", is_flag=True, help=what)(cast(F, run))
+
+    return add
+
+
+def check_destination(out: AnyPath, may_store: bool) -> None:
+    """Refuse to send patients' data away unless that was said in so many words.
+
+    Raises:
+        StorageError: `out` is remote, and it was not.
+    """
+    from mrm_stream.errors import StorageError
+    from mrm_stream.storage.paths import is_remote
+
+    if is_remote(out) and not may_store:
+        raise StorageError(
+            "radiographs and reports would leave this machine",
+            where=out,
+            remedy="If the data set's conditions allow it, and only those who may see it can read that place, "
+            "add --i-may-store-this-there.",
+        )
+
+
+def check_one_tokenizer(tokenizer: Path | None, vocabulary: int | None) -> None:
+    """Raise ConfigError if both a tokenizer and the size of one to train were given."""
+    from mrm_stream.errors import ConfigError
+
+    if tokenizer is not None and vocabulary is not None:
+        raise ConfigError(
+            "are two tokenizers", where="--tokenizer, --vocabulary", remedy="Give one, or train one: not both."
+        )
+
+
 def chosen_workers(processes: int | None, scheduler: str | None) -> Workers:
-    """Return what is meant; a cluster decides itself how many there are."""
+    """Return the workers that the two options mean; a cluster decides itself how many it has."""
     from mrm_stream.errors import ConfigError
     from mrm_stream.packing.workers import Workers
 

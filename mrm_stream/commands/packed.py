@@ -1,4 +1,4 @@
-"""Commands about a packed set: check it, look at it, mend it, tokenize it again."""
+"""Commands about a packed set: check it, look at it, repair it, tokenize it again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import click
 
 from mrm_stream.commands.common import (
     FILE,
-    PLACE,
+    PATH_OR_URL,
+    check_one_tokenizer,
     check_output,
     counted,
     resumable,
-    source_places,
     start,
     with_links,
+    with_permission,
     with_workers,
 )
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from mrm_stream.storage.paths import AnyPath
 
 _SHOWN = 20
-"""Faults that are told one by one."""
+"""Faults that are listed one by one."""
 
 
 @click.command()
-@click.argument("directory", type=PLACE)
+@click.argument("directory", type=PATH_OR_URL)
 @click.option("--decode", is_flag=True, help="Decode every image, mask, token stream and report as well.")
 @with_workers
 def verify(directory: AnyPath, decode: bool, workers: Workers) -> None:
@@ -56,7 +57,7 @@ def verify(directory: AnyPath, decode: bool, workers: Workers) -> None:
 
 
 @click.command()
-@click.argument("directory", type=PLACE)
+@click.argument("directory", type=PATH_OR_URL)
 @click.option("--out", type=FILE, help="HTML page to write.  [default: DIRECTORY's name, .html, here]")
 @click.option("-n", "count", type=click.IntRange(0, 500), default=24, show_default=True, help="Radiographs to show.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of radiographs.")
@@ -88,32 +89,22 @@ def inspect(directory: AnyPath, out: Path | None, count: int, seed: int) -> None
 
 
 @click.command()
-@click.argument("directory", type=PLACE)
-@click.option("--root", type=PLACE, required=True, help="The data set that it was packed from.")
-@click.option("--lists", type=PLACE, help="As given when it was packed.")
+@click.argument("directory", type=PATH_OR_URL)
+@click.option("--root", type=PATH_OR_URL, required=True, help="The data set that it was packed from.")
+@click.option("--lists", type=PATH_OR_URL, help="As given when it was packed.")
 @with_links
 @with_workers
-@click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where DIRECTORY is not a local path.")
-def repair(
-    directory: AnyPath,
-    root: AnyPath,
-    lists: AnyPath | None,
-    follow_links: bool,
-    workers: Workers,
-    may_store: bool,
-) -> None:
+@with_permission("directory", "DIRECTORY")
+def repair(directory: AnyPath, root: AnyPath, lists: AnyPath | None, workers: Workers) -> None:
     """Pack again, from the source, the shards that `verify` finds wrong; the set is then what it was, to the bit.
 
     \b
     mrm-stream repair shards/mimic --root /data/mimic-cxr-jpg
     """
-    from mrm_stream.commands.shard import check_destination
     from mrm_stream.packing.repair import repair
     from mrm_stream.progress import progress
 
     start()
-    root, lists = source_places(root, lists, follow_links)
-    check_destination(directory, may_store)
     with progress("repairing", "shards") as advance:
         found, left = repair(
             directory,
@@ -130,8 +121,8 @@ def repair(
 
 
 @click.command()
-@click.argument("directory", type=PLACE)
-@click.option("--out", type=PLACE, required=True, help="New directory for the shards.")
+@click.argument("directory", type=PATH_OR_URL)
+@click.option("--out", type=PATH_OR_URL, required=True, help="New directory for the shards.")
 @click.option("--tokenizer", type=FILE, help="Use this tokenizer.json.  [default: the set's own]")
 @click.option(
     "--vocabulary", type=click.IntRange(min=64, max=65_536), help="Train one of this size on the set's reports."
@@ -139,10 +130,10 @@ def repair(
 @click.option("--sections", help="Of the reports, in order, or `whole`.  [default: as packed]")
 @click.option("--length", type=click.IntRange(min=1), help="Tokens of a report to keep.  [default: all]")
 @click.option(
-    "--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be left out."
+    "--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be skipped."
 )
 @with_workers
-@click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where --out is not a local path.")
+@with_permission("out", "--out")
 def tokenize(
     directory: AnyPath,
     out: AnyPath,
@@ -152,35 +143,27 @@ def tokenize(
     length: int | None,
     max_bad: float,
     workers: Workers,
-    may_store: bool,
 ) -> None:
     """Tokenize a packed set's reports again, from the text in it; images are copied untouched.
 
     \b
     mrm-stream tokenize shards/mimic --out shards/mimic-findings --sections findings
     """
-    from mrm_stream.commands.shard import check_destination, tell_manifest
-    from mrm_stream.errors import ConfigError
-    from mrm_stream.packing.retokenize import check_changes, retokenize
+    from mrm_stream.commands.shard import tell_manifest
+    from mrm_stream.packing.retokenize import TokenChoice, check_changes, retokenize
     from mrm_stream.progress import progress
     from mrm_stream.text.sections import check_sections
 
     start()
-    check_destination(out, may_store)
-    if tokenizer is not None and vocabulary is not None:
-        raise ConfigError(
-            "are two tokenizers", where="--tokenizer, --vocabulary", remedy="Give one, or train one: not both."
-        )
+    check_one_tokenizer(tokenizer, vocabulary)
     wanted = None if sections is None else () if sections == "whole" else check_sections(sections)
-    check_changes(directory, tokenizer=tokenizer, vocabulary=vocabulary, sections=wanted, length=length)
+    choice = TokenChoice(tokenizer, vocabulary, wanted, length)
+    check_changes(directory, choice)
     with resumable(), progress("tokenizing", "shards") as advance:
         manifest = retokenize(
             directory,
             out,
-            tokenizer=tokenizer,
-            vocabulary=vocabulary,
-            sections=wanted,
-            length=length,
+            choice,
             max_bad=max_bad,
             workers=workers,
             progress=lambda done, total: advance(done, total, ""),
@@ -196,7 +179,7 @@ def _tell_faults(faults: list[Fault]) -> None:
 
 
 def _remedies(faults: list[Fault], directory: AnyPath) -> str:
-    """Return a line for each thing that helps: `repair` is named only where it can mend some of it."""
+    """Return a line for each remedy: `repair` is named only where it can repair some of the faults."""
     from mrm_stream.errors import command_line
 
     mend = f"{command_line('mrm-stream', 'repair', directory)} --root SOURCE mends what it can."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mrm_stream.commands.common import DIRECTORY, FILE, PLACE, check_output, counted, start
+from mrm_stream.commands.common import DIRECTORY, FILE, PATH_OR_URL, check_output, counted, start
 
 if TYPE_CHECKING:
     from mrm_stream.storage.paths import AnyPath
@@ -38,7 +38,7 @@ def train(config: Path, shards: str | None, out: str | None, overrides: tuple[st
 @click.command()
 @click.option("--run", type=DIRECTORY, required=True, help="Directory of a run; its newest checkpoint is used.")
 @click.option("--out", type=FILE, required=True, help="PNG to write; the run's curves go beside it, as *-curves.png.")
-@click.option("--shards", type=PLACE, help="Packed data set.  [default: the run's own]")
+@click.option("--shards", type=PATH_OR_URL, help="Packed data set.  [default: the run's own]")
 @click.option("--split", type=click.Choice(["train", "validate", "test"]), help="[default: validate, else train]")
 @click.option(
     "-n", "count", type=click.IntRange(min=1, max=64), default=4, show_default=True, help="Samples to reconstruct."

@@ -13,13 +13,14 @@ import click
 
 from mrm_stream.commands.common import (
     FILE,
-    PLACE,
+    PATH_OR_URL,
     F,
+    check_one_tokenizer,
     counted,
     resumable,
-    source_places,
     start,
     with_links,
+    with_permission,
     with_workers,
 )
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from mrm_stream.formats.manifest import Manifest
+    from mrm_stream.formats.options import PackOptions
     from mrm_stream.packing.estimate import Estimate
     from mrm_stream.packing.workers import Workers
     from mrm_stream.storage.paths import AnyPath
@@ -40,9 +42,11 @@ def one_of(name: str, *kinds: str, what: str) -> Callable[[F], F]:
 
 @click.command()
 @click.option("--src", "source", required=True, help="What lies at --root: mimic, nih, ...; any other word lists them.")
-@click.option("--root", type=PLACE, required=True, help="The data set's directory.")
-@click.option("--out", type=PLACE, required=True, help="New directory for the shards.")
-@click.option("--lists", type=PLACE, help="The reference code's list files, which then say what is in which split.")
+@click.option("--root", type=PATH_OR_URL, required=True, help="The data set's directory.")
+@click.option("--out", type=PATH_OR_URL, required=True, help="New directory for the shards.")
+@click.option(
+    "--lists", type=PATH_OR_URL, help="The reference code's list files, which then say what is in which split."
+)
 @with_links
 @click.option(
     "--short-side", type=click.IntRange(32, 1 << 14), default=1024, show_default=True, help="Pixels; never up-scaled."
@@ -51,7 +55,7 @@ def one_of(name: str, *kinds: str, what: str) -> Callable[[F], F]:
 @click.option("--sections", help="Of the reports, in order: findings,impression.  [default: the whole report]")
 @one_of(
     *("--uncertain", "keep", "ignore", "zero", "one", "mixed"),
-    what="Labels of -1: as they are, left out, absent, present, or by the finding as is usual for CheXpert.",
+    what="Labels of -1: as they are, dropped, absent, present, or by the finding as is usual for CheXpert.",
 )
 @one_of("--rendering", "window", "equalized", what="DICOM to grey: by the file's window, or as MIMIC-CXR-JPG was made.")
 @click.option(
@@ -71,24 +75,20 @@ def one_of(name: str, *kinds: str, what: str) -> Callable[[F], F]:
 @click.option("--tokenizer", type=FILE, help="Use this tokenizer.json instead of training one.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of the records.")
 @click.option(
-    "--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be left out."
+    "--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share that may be skipped."
 )
 @with_workers
 @click.option("--dry-run", is_flag=True, help="Only say what would be packed, and how large it would be.")
-@click.option("--i-may-store-this-there", "may_store", is_flag=True, help="Needed where --out is not a local path.")
+@with_permission("out", "--out")
 def shard(
     source: str,
     root: AnyPath,
     out: AnyPath,
     lists: AnyPath | None,
-    follow_links: bool,
     tokenizer: Path | None,
-    vocabulary: int | None,
     max_bad: float,
     workers: Workers,
     dry_run: bool,
-    may_store: bool,
-    sections: str | None,
     **choices: Any,
 ) -> None:
     """Pack radiographs, and reports where there are any, into tar shards.
@@ -98,27 +98,19 @@ def shard(
     \b
     mrm-stream shard --src mimic --root /data/mimic-cxr-jpg --out shards/mimic
     """
-    from mrm_stream.errors import ConfigError, command_line
-    from mrm_stream.formats.options import PackOptions
+    from mrm_stream.errors import command_line
     from mrm_stream.packing.estimate import estimate
-    from mrm_stream.packing.pack import Progress, pack
+    from mrm_stream.packing.pack import Progress, Supervision, pack
     from mrm_stream.packing.plan import SetPlan, check_choices, plan_set
     from mrm_stream.progress import progress
     from mrm_stream.sources.registry import find_source
     from mrm_stream.storage.files import names_in
-    from mrm_stream.text.sections import check_sections
 
     start()
     conditions = find_source(source).conditions
-    root, lists = source_places(root, lists, follow_links)
-    check_destination(out, may_store)
-    if tokenizer is not None and vocabulary is not None:
-        raise ConfigError(
-            "are two tokenizers", where="--tokenizer, --vocabulary", remedy="Give one, or train one: not both."
-        )
-    if vocabulary is not None:
-        choices["vocabulary"] = vocabulary
-    options = PackOptions(sections=check_sections(sections) if sections is not None else (), **choices)
+    vocabulary: int | None = choices["vocabulary"]
+    check_one_tokenizer(tokenizer, vocabulary)
+    options = pack_options(**choices)
     if dry_run:
         plan = plan_set(source, root, options, lists)
         check_choices(plan, tokenizer=tokenizer, vocabulary=vocabulary)
@@ -137,7 +129,7 @@ def shard(
         def show(state: Progress) -> None:
             nonlocal started
             if state.records == state.kept:
-                started = time.perf_counter()  # the speed is that of packing, not of looking at what is there
+                started = time.perf_counter()  # the speed is that of packing, not of checking what is there already
             seconds = max(time.perf_counter() - started, 1e-9)
             speed = f"{state.bytes_in / 1e6 / seconds:.1f} MB/s in, {state.bytes_out / 1e6 / seconds:.1f} MB/s out"
             kept = f", {state.kept} kept" if state.kept else ""
@@ -150,15 +142,29 @@ def shard(
             options=options,
             lists=lists,
             tokenizer=tokenizer,
-            max_bad=max_bad,
             workers=workers,
-            planned=listed,
-            progress=show,
+            supervision=Supervision(max_bad, planned=listed, progress=show),
         )
     tell_manifest(manifest, out)
     if manifest.reports is not None:
         words = ("train", "--config", "configs/mrm_vit_b16.yaml", "--shards", out, "--out", "runs/first")
         click.echo(f"Next: {command_line('mrm-stream', *words)}")
+
+
+def pack_options(*, sections: str | None, vocabulary: int | None, **choices: Any) -> PackOptions:
+    """Return the options as the command line gives them; None: not given.
+
+    Raises:
+        ConfigError: A section's name is none.
+    """
+    from mrm_stream.formats.options import PackOptions
+    from mrm_stream.text.sections import check_sections
+
+    if sections is not None:
+        choices["sections"] = check_sections(sections)
+    if vocabulary is not None:
+        choices["vocabulary"] = vocabulary
+    return PackOptions(**choices)
 
 
 @contextmanager
@@ -182,26 +188,8 @@ def unwinding_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_destination(out: AnyPath, may_store: bool) -> None:
-    """Refuse to send patients' data away unless that was said in so many words.
-
-    Raises:
-        StorageError: `out` is remote, and it was not.
-    """
-    from mrm_stream.errors import StorageError
-    from mrm_stream.storage.paths import is_remote
-
-    if is_remote(out) and not may_store:
-        raise StorageError(
-            "radiographs and reports would leave this machine",
-            where=out,
-            remedy="If the data set's conditions allow it, and only those who may see it can read that place, "
-            "add --i-may-store-this-there.",
-        )
-
-
 def tell_manifest(manifest: Manifest, out: AnyPath) -> None:
-    """Say what has been packed, what was assumed for it, and what was left out."""
+    """Say what has been packed, what was assumed for it, and what was skipped."""
     from mrm_stream.formats.manifest import tell_bits, tell_padded
 
     splits = ", ".join(f"{manifest.samples(split):,} {split}" for split in manifest.splits)
@@ -214,11 +202,11 @@ def tell_manifest(manifest: Manifest, out: AnyPath) -> None:
         click.echo(tell_padded(manifest.padded))
     if manifest.quarantined:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.quarantined.items())
-        click.echo(f"Left out: {reasons}; each is named in {out / 'quarantine.jsonl'}")
+        click.echo(f"Skipped: {reasons}; each is named in {out / 'quarantine.jsonl'}")
 
 
 def duration(seconds: float) -> str:
-    """Return a time as one says it.
+    """Return a time in words.
 
     Example:
         >>> duration(20), duration(60), duration(170), duration(7_500)

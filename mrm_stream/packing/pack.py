@@ -33,6 +33,27 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Supervision:
+    """When a packing job is given up, and who hears of it; none of this changes a byte of the set.
+
+    Raises:
+        ConfigError: `max_bad` is no share.
+    """
+
+    max_bad: float = MAX_BAD
+    """Share of the records that may be rejected."""
+    planned: Callable[[SetPlan], None] | None = None
+    """Called once the data set is listed, before anything is written."""
+    progress: Callable[[Progress], None] | None = None
+    """Called whenever a shard is done."""
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 <= self.max_bad <= 1:
+            raise ConfigError("is a share: 0 to 1", where="max_bad")
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a packing job is."""
 
@@ -56,10 +77,8 @@ def pack(
     options: PackOptions | None = None,
     lists: AnyPath | None = None,
     tokenizer: Path | None = None,
-    max_bad: float = MAX_BAD,
     workers: Workers | None = None,
-    planned: Callable[[SetPlan], None] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    supervision: Supervision | None = None,
 ) -> Manifest:
     """Pack a data set into shards.
 
@@ -73,13 +92,11 @@ def pack(
         options: What the set is like.
         lists: Folder of the reference code's list files, which then say what is in which split.
         tokenizer: Use this one instead of training one on the reports.
-        max_bad: Share of the records that may be rejected.
         workers: What packs; by default this process.
-        planned: Called once the data set is listed, before anything is written.
-        progress: Called when a shard is done.
+        supervision: When to give up, and whom to tell how far it is.
 
     Returns:
-        The manifest, which then stands in `out`.
+        The manifest, which is then in `out`.
 
     Raises:
         ConfigError: A choice would change nothing in this data set; see `check_choices`.
@@ -89,22 +106,21 @@ def pack(
         ShardError: `out` is in use, or no record at all can be used.
             Whichever it is, no manifest is written then.
     """
-    if not 0 <= max_bad <= 1:
-        raise ConfigError("is a share: 0 to 1", where="max_bad")
+    supervision = supervision or Supervision()
     check_vacant(out)
-    for name, place in (("--root", root), ("--lists", lists)):
-        if place is not None and is_within(out, place):
+    for name, path in (("--root", root), ("--lists", lists)):
+        if path is not None and is_within(out, path):
             raise ConfigError(
-                f"lies in {name}, {place}: what is written there would be a part of the source the next time",
+                f"lies in {name}, {path}: what is written there would be a part of the source the next time",
                 where=out,
                 remedy="Choose a directory outside of it.",
             )
-        if place is not None and is_within(place, out):
-            raise ConfigError(f"holds {name}, {place}", where=out, remedy="Choose a directory of its own.")
+        if path is not None and is_within(path, out):
+            raise ConfigError(f"holds {name}, {path}", where=out, remedy="Choose a directory of its own.")
     plan = plan_set(source, root, options or PackOptions(), lists)
     check_choices(plan, tokenizer=tokenizer)
-    if planned is not None:
-        planned(plan)
+    if supervision.planned is not None:
+        supervision.planned(plan)
     given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
     workers = workers or Workers()
     check_cluster(workers)
@@ -113,7 +129,7 @@ def pack(
             journal.close()
             return read_manifest(out)
         reports = publish_files(journal, plan, tokenizer) if plan.has_reports else None
-        results = _pack_shards(make_job(plan, journal, reports), plan, workers, max_bad, progress)
+        results = _pack_shards(make_job(plan, journal, reports), plan, workers, supervision)
         manifest = _conclude(journal, plan, reports, results)
         journal.close()
     return manifest
@@ -127,9 +143,7 @@ def make_job(plan: SetPlan, journal: Journal, reports: ReportsEntry | None) -> J
     return Job(root, Journal(out), plan.options, reports, plan.has_masks, libraries())
 
 
-def _pack_shards(
-    job: Job, plan: SetPlan, workers: Workers, max_bad: float, progress: Callable[[Progress], None] | None
-) -> dict[str, ShardResult]:
+def _pack_shards(job: Job, plan: SetPlan, workers: Workers, supervision: Supervision) -> dict[str, ShardResult]:
     """Pack all shards and return the results by the plans' names."""
     results: dict[str, ShardResult] = {}
     done = Progress(0, plan.records, 0, 0, 0)
@@ -143,11 +157,12 @@ def _pack_shards(
             bytes_out=done.bytes_out + (result.entry.bytes if result.entry and not result.is_kept else 0),
             kept=done.kept + (len(shard.records) if result.is_kept else 0),
         )
-        if progress is not None:
-            progress(done)
-        # Found out now rather than in the morning; but where nothing at all is good, that is told at the end.
-        if done.bad > max_bad * done.total and any(result.entry for result in results.values()):
-            raise _too_many_bad(_rejected(results), done, max_bad, job)
+        if supervision.progress is not None:
+            supervision.progress(done)
+        # Once the allowed share of all records is used up, the job cannot succeed: it ends now rather than in the
+        # morning. But where nothing at all is good, `_conclude` says so, which tells more.
+        if done.bad > supervision.max_bad * done.total and any(result.entry for result in results.values()):
+            raise _too_many_bad(_rejected(results), done, supervision.max_bad, job)
     return results
 
 
@@ -216,7 +231,7 @@ def _too_many_bad(rejected: Sequence[Rejected], done: Progress, max_bad: float, 
     return SourceError(
         f"{done.bad} of the first {done.records} records are bad ({listed}); of {done.total}, {max_bad:.2%} may be",
         where=job.root,
-        remedy=f"{_example(rejected[0])} Each is named in {path}. Mend the source and run the same command again, or "
+        remedy=f"{_example(rejected[0])} Each is named in {path}. Repair the source and run the same command again, or "
         "run it with a larger --max-bad: what is done is kept, and those that were bad are tried again.",
     )
 
@@ -231,5 +246,5 @@ def _nothing_usable(rejected: Sequence[Rejected], reasons: Counter[str], out: An
 
 
 def _example(line: Rejected) -> str:
-    # Where the path is not told, the key still tells one file from another.
+    # The path may be missing where it could not be printed; the key is always there.
     return f"For example {line.key}, {line.image_path}: {line.detail}."

@@ -48,14 +48,30 @@ class _Task:
     reports: ReportsEntry
 
 
-def check_changes(
-    directory: AnyPath,
-    *,
-    tokenizer: AnyPath | None,
-    vocabulary: int | None,
-    sections: tuple[str, ...] | None,
-    length: int | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """Which tokens the reports of a set shall have.
+
+    Raises:
+        ConfigError: `length` is below 1.
+    """
+
+    tokenizer: AnyPath | None = None
+    """File of the tokenizer to use."""
+    vocabulary: int | None = None
+    """Train one of so many entries, at most, on the set's training split. With neither, the set's own is used."""
+    sections: tuple[str, ...] | None = None
+    """Of the reports; none: the whole report; None: those that the set was packed with."""
+    length: int | None = None
+    """Tokens of a report that are kept, at most; None: all."""
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        if self.length is not None and self.length < 1:
+            raise ConfigError("must be at least 1", where="length")
+
+
+def check_changes(directory: AnyPath, choice: TokenChoice) -> None:
     """Check that `retokenize` would give a set other tokens.
 
     Raises:
@@ -63,9 +79,9 @@ def check_changes(
         ShardError: There is no set.
     """
     old = read_manifest(directory)
-    if old.reports is None or tokenizer is not None or vocabulary is not None:
+    if old.reports is None or choice.tokenizer is not None or choice.vocabulary is not None:
         return
-    if sections in (None, old.options.sections) and length == old.reports.length:
+    if choice.sections in (None, old.options.sections) and choice.length == old.reports.length:
         raise ConfigError(
             "nothing would change: these are the tokens that the set has",
             where=directory,
@@ -76,11 +92,8 @@ def check_changes(
 def retokenize(
     directory: AnyPath,
     out: AnyPath,
+    choice: TokenChoice | None = None,
     *,
-    tokenizer: AnyPath | None = None,
-    vocabulary: int | None = None,
-    sections: tuple[str, ...] | None = None,
-    length: int | None = None,
     max_bad: float = MAX_BAD,
     workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -92,37 +105,33 @@ def retokenize(
     Args:
         directory: Of the set, which stays as it is.
         out: Directory to make.
-        tokenizer: Use this one.
-        vocabulary: Train one of so many entries, at most, on the set's training split. With neither, the set's own.
-        sections: Of the reports; none: the whole report; None: those that the set was packed with.
-        length: Tokens of a report that are kept, at most; None: all.
-        max_bad: Share of the samples that may be left out, for want of any of the sections.
+        choice: The tokens; by default those of whole reports, by the set's own tokenizer.
+        max_bad: Share of the samples that may be skipped because they have none of the sections.
         workers: By default this process.
         progress: Called with shards done, and shards in all.
 
     Returns:
-        The manifest, which then stands in `out`.
+        The manifest, which is then in `out`.
 
     Raises:
         ShardError: The set is damaged or has no reports, or `out` is in use or within the set.
         SourceError: Too many samples have none of the sections.
         StorageError: `out` cannot be written to.
     """
+    choice = choice or TokenChoice()
     old = read_manifest(directory)
     if old.reports is None:
         raise ShardError("the set has no reports", where=directory, remedy="Give a set that was packed with reports.")
-    if length is not None and length < 1:
-        raise ConfigError("must be at least 1", where="length")
     if is_within(out, directory):
         raise ShardError(
             "a set within a set", where=out, remedy="Choose a directory that is not in the one of the set."
         )
-    # They would be copied, and then vouched for: quarantine.jsonl too, which tells `repair` what was left out.
+    # They would be copied, and then vouched for: quarantine.jsonl too, which tells `repair` what was skipped.
     for fault in common_faults(directory, old):
         raise ShardError(fault.what, where=directory / fault.file, remedy=fault.remedy or "Repair the set first.")
-    options = old.options if sections is None else replace(old.options, sections=sections)
-    choices = [old.fingerprint, list(options.sections), vocabulary, length]
-    given = None if tokenizer is None else load_tokenizer(tokenizer).to_str()
+    options = old.options if choice.sections is None else replace(old.options, sections=choice.sections)
+    choices = [old.fingerprint, list(options.sections), choice.vocabulary, choice.length]
+    given = None if choice.tokenizer is None else load_tokenizer(choice.tokenizer).to_str()
     fingerprint = hashlib.sha256(canonical_json(["retokenize", *choices, given])).hexdigest()
     workers = workers or Workers()
     check_cluster(workers)
@@ -131,7 +140,7 @@ def retokenize(
             journal.close()
             return read_manifest(out)
         try:
-            reports = _publish_files(journal, directory, old, options.sections, tokenizer, vocabulary, length)
+            reports = _publish_files(journal, directory, old, options.sections, choice)
         except SourceError:
             journal.discard()  # as `pack` does: `out` is free for a better choice
             raise
@@ -144,24 +153,19 @@ def retokenize(
             results[entry.file] = result
             if progress is not None:
                 progress(done, len(entries))
-        if vocabulary is not None:
-            options = replace(options, vocabulary=vocabulary)
+        if choice.vocabulary is not None:
+            options = replace(options, vocabulary=choice.vocabulary)
         manifest = _conclude(journal, directory, replace(old, options=options, reports=reports), results, max_bad)
         journal.close()
     return manifest
 
 
 def _publish_files(
-    journal: Journal,
-    directory: AnyPath,
-    old: Manifest,
-    sections: tuple[str, ...],
-    tokenizer: AnyPath | None,
-    vocabulary: int | None,
-    length: int | None,
+    journal: Journal, directory: AnyPath, old: Manifest, sections: tuple[str, ...], choice: TokenChoice
 ) -> ReportsEntry:
     """Publish the tokenizer, new or old, and the dictionary as it is."""
     assert old.reports is not None
+    tokenizer, vocabulary = choice.tokenizer, choice.vocabulary
     if vocabulary is None:
         learnt = load_tokenizer(tokenizer if tokenizer is not None else directory / TOKENIZER)
     else:
@@ -180,14 +184,14 @@ def _publish_files(
         dictionary_sha256=publish_bytes(journal.out / DICTIONARY, dictionary, staging=journal.folder),
         vocabulary=learnt.get_vocab_size(),
         is_trained=vocabulary is not None or (is_own and old.reports.is_trained),
-        length=length,
+        length=choice.length,
         is_retrained=is_retrained,
         trained_sections=trained_sections,
     )
 
 
 def _stored_reports(directory: AnyPath, manifest: Manifest, sections: tuple[str, ...]) -> Iterator[str]:
-    """Yield the chosen sections of the training split's reports; those without any are told of later."""
+    """Yield the chosen sections of the training split's reports; reports without any are reported when rewritten."""
     codec = ReportCodec(read_whole(directory / DICTIONARY, DICTIONARY_LIMIT))
     for entry in manifest.splits.get("train", ()):
         for sample in _samples(directory, entry, manifest.members):
@@ -220,8 +224,8 @@ def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Re
                 report = codec.restore(sample.report)
                 tokens = tokens_of(report, study, tokenizer, task.sections, task.reports.length)
             except RecordError as error:
-                place = f"{entry.file}::{sample.key}"
-                rejected.append(Rejected(sample.key, place, reason_of(error), error.what))
+                path = f"{entry.file}::{sample.key}"
+                rejected.append(Rejected(sample.key, path, reason_of(error), error.what))
             else:
                 yield replace(sample, tokens=tokens)
 

@@ -21,7 +21,7 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import canonical_json, read_index
 from mrm_stream.packing.images.boxes import is_inside, place_boxes
 from mrm_stream.packing.images.checks import ImageError
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.verify import verify
@@ -94,7 +94,7 @@ def write_vindr(root: Path, image_HW: NDArray[np.uint8], *boxes: tuple[float, fl
 
 def test_boxes_of_the_full_size_beside_a_smaller_copy_are_refused(tmp_path: Path, texture: Texture) -> None:
     root = write_vindr(tmp_path / "src", texture(200, 160, 1), (1200, 900, 1500, 1400), (10, 20, 60, 70))
-    manifest = pack("vindr", root, tmp_path / "out", options=OPTIONS, max_bad=1)
+    manifest = pack("vindr", root, tmp_path / "out", options=OPTIONS, supervision=Supervision(max_bad=1))
     assert manifest.quarantined == {"box-outside-image": 1}
     (line,) = quarantine(tmp_path / "out").values()
     assert "x 1200 to 1500, y 900 to 1400, the image it was drawn on is 160 x 200 pixels: take" in line["detail"]

@@ -20,7 +20,7 @@ from mrm_stream.errors import ClusterError
 from mrm_stream.formats.folder import MANIFEST
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import lock, workers
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.plan import libraries
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import verify
@@ -63,7 +63,14 @@ def packed(mixed_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def pack_set(root: AnyPath, out: AnyPath, where: Workers, progress: Callable[[Progress], None] | None = None) -> None:
-    pack("training-csv", root, out, options=OPTIONS, max_bad=1.0, workers=where, progress=progress)
+    pack(
+        "training-csv",
+        root,
+        out,
+        options=OPTIONS,
+        supervision=Supervision(max_bad=1.0, progress=progress),
+        workers=where,
+    )
 
 
 def on(cluster: distributed.LocalCluster) -> Workers:

@@ -18,14 +18,14 @@ from PIL import Image
 from mrm_stream.formats.manifest import Manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import REPORT_MEMBERS, index_path, read_index
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 
 
 @pytest.fixture(scope="module")
 def packed(mixed_set: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     out = tmp_path_factory.mktemp("compat") / "set"
     options = PackOptions(samples_per_shard=16, short_side=64)
-    return out, pack("training-csv", mixed_set, out, options=options, max_bad=1)
+    return out, pack("training-csv", mixed_set, out, options=options, supervision=Supervision(max_bad=1))
 
 
 def ours(packed: tuple[Path, Manifest]) -> list[tuple[str, tuple[bytes, ...]]]:

@@ -19,9 +19,9 @@ from mrm_stream.formats.folder import MANIFEST
 from mrm_stream.formats.manifest import read_manifest, write_manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import canonical_json, read_index
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.repair import repair
-from mrm_stream.packing.retokenize import retokenize
+from mrm_stream.packing.retokenize import TokenChoice, retokenize
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
 from tests.formats.test_manifest import make_manifest
@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("grey") / "set"
-    pack("training-csv", root, out, options=PackOptions(**OPTIONS), max_bad=1)
+    pack("training-csv", root, out, options=PackOptions(**OPTIONS), supervision=Supervision(max_bad=1))
     return out
 
 
@@ -91,7 +91,9 @@ def test_blank_images_are_counted_and_named(packed: Path) -> None:
 
 def test_whoever_packs_assumes_the_same(root: Path, packed: Path, tmp_path: Path) -> None:
     options = PackOptions(**OPTIONS)
-    pack("training-csv", root, tmp_path / "two", options=options, max_bad=1, workers=Workers(2))
+    pack(
+        "training-csv", root, tmp_path / "two", options=options, supervision=Supervision(max_bad=1), workers=Workers(2)
+    )
     assert digests(tmp_path / "two") == digests(packed)
     out = tmp_path / "interrupted"
 
@@ -100,8 +102,8 @@ def test_whoever_packs_assumes_the_same(root: Path, packed: Path, tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack("training-csv", root, out, options=options, max_bad=1, progress=stop)
-    pack("training-csv", root, out, options=options, max_bad=1)
+        pack("training-csv", root, out, options=options, supervision=Supervision(max_bad=1, progress=stop))
+    pack("training-csv", root, out, options=options, supervision=Supervision(max_bad=1))
     assert digests(out) == digests(packed)
     victim = next(out.glob("*.tar"))
     victim.write_bytes(victim.read_bytes()[:-700])
@@ -147,12 +149,12 @@ def test_the_manifest_counts_declared_padding_however_often_packing_was_interrup
 
     options, out = PackOptions(samples_per_shard=2, short_side=48, vocabulary=200), tmp_path / "set"
     with pytest.raises(KeyboardInterrupt):
-        pack("training-csv", root, out, options=options, progress=stop)
+        pack("training-csv", root, out, options=options, supervision=Supervision(progress=stop))
     manifest = pack("training-csv", root, out, options=options)
     assert manifest.padded == 3
     assert read_manifest(out) == manifest
     assert json.loads((out / MANIFEST).read_text())["padded"] == 3
-    again = retokenize(out, tmp_path / "again", length=2)
+    again = retokenize(out, tmp_path / "again", TokenChoice(length=2))
     assert again.padded == 3
     told = CliRunner().invoke(main, ["inspect", str(out), "--out", str(tmp_path / "page.html")])
     assert "DICOMs that declare padding: 3; it is black" in told.output, told.output

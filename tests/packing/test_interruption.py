@@ -21,7 +21,7 @@ from mrm_stream.formats.folder import FOLDER
 from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.packing import journal
 from mrm_stream.packing.lock import locked
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.verify import verify
 from tests.packing.torture import (
     FAULTS,
@@ -119,7 +119,7 @@ def interrupt(root: Path, out: Path, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack("training-csv", root, out, options=OPTIONS, max_bad=1.0, progress=stop)
+        pack("training-csv", root, out, options=OPTIONS, supervision=Supervision(max_bad=1.0, progress=stop))
     assert not (out / "manifest.json").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_second_packer_is_refused_while_the_first_one_packs(mixed_set: Path, p
             pack_set(mixed_set, out)
         refused.append(caught.value.where)
 
-    pack("training-csv", mixed_set, out, options=OPTIONS, max_bad=1.0, progress=start_another)
+    pack("training-csv", mixed_set, out, options=OPTIONS, supervision=Supervision(max_bad=1.0, progress=start_another))
     assert refused == [str(out)] * 9
     assert digests(out) == digests(packed)
 

@@ -19,7 +19,7 @@ from mrm_stream.formats.manifest import Manifest, read_manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import read_index
 from mrm_stream.packing.estimate import estimate
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.plan import plan_set
 from mrm_stream.records import Box, Record
 from mrm_stream.sources.source import Source
@@ -179,11 +179,11 @@ def test_more_bad_records_than_allowed_end_the_job_and_a_larger_share_ends_it_we
     root = make_set(tmp_path / "source", 30, truncated=2)
     out = tmp_path / "set"
     with pytest.raises(SourceError, match=r"2 of the first \d+ records are bad \(2 image-truncated\); of 32, 5.00%"):
-        pack("training-csv", root, out, options=OPTIONS, max_bad=0.05)
+        pack("training-csv", root, out, options=OPTIONS, supervision=Supervision(max_bad=0.05))
     assert not (out / "manifest.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert kept
-    manifest = pack("training-csv", root, out, options=OPTIONS, max_bad=2 / 32)
+    manifest = pack("training-csv", root, out, options=OPTIONS, supervision=Supervision(max_bad=2 / 32))
     assert manifest.quarantined == {"image-truncated": 2}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 

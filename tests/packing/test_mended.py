@@ -22,7 +22,7 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import estimate as estimate_module
 from mrm_stream.packing import worker
 from mrm_stream.packing.estimate import estimate
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.plan import plan_set
 from mrm_stream.packing.worker import Job, pack_records
 from mrm_stream.records import Record
@@ -52,7 +52,7 @@ def give_back(aside: Path, root: Path) -> None:
 
 
 def run(root: Path, out: Path, *, max_bad: float = 0.01, progress: Callable[[Progress], None] | None = None) -> None:
-    pack("training-csv", root, out, options=OPTIONS, max_bad=max_bad, progress=progress)
+    pack("training-csv", root, out, options=OPTIONS, supervision=Supervision(max_bad=max_bad, progress=progress))
 
 
 # ---- a source that was mended ----

@@ -21,7 +21,7 @@ from mrm_stream.formats.manifest import Manifest, read_manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import read_index, verify_shard
 from mrm_stream.packing import worker
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.plan import plan_shards
 from mrm_stream.packing.workers import Workers
 from mrm_stream.records import Record
@@ -33,7 +33,15 @@ OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
 def pack_set(
     root: Path, out: Path, *, workers: int = 1, options: PackOptions = OPTIONS, tokenizer: Path | None = None
 ) -> Manifest:
-    return pack("training-csv", root, out, options=options, tokenizer=tokenizer, max_bad=1, workers=Workers(workers))
+    return pack(
+        "training-csv",
+        root,
+        out,
+        options=options,
+        tokenizer=tokenizer,
+        supervision=Supervision(max_bad=1),
+        workers=Workers(workers),
+    )
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -156,7 +164,7 @@ def test_a_second_job_on_the_same_directory_is_refused(mixed_set: Path, tmp_path
         with pytest.raises(ShardError, match="another process"):
             pack_set(mixed_set, out)
 
-    pack("training-csv", mixed_set, out, options=OPTIONS, max_bad=1, progress=intrude)
+    pack("training-csv", mixed_set, out, options=OPTIONS, supervision=Supervision(max_bad=1, progress=intrude))
 
 
 def test_if_no_record_can_be_used_there_is_no_set(make_set: Callable[..., Path], tmp_path: Path) -> None:
@@ -207,9 +215,8 @@ def test_progress_counts_records_and_bytes(mixed_set: Path, packed: Path, tmp_pa
         mixed_set,
         tmp_path / "set",
         options=OPTIONS,
-        max_bad=1,
+        supervision=Supervision(max_bad=1, progress=seen.append),
         workers=Workers(2),
-        progress=seen.append,
     )
     assert [step.records for step in seen] == sorted(step.records for step in seen)
     last = seen[-1]

@@ -17,7 +17,7 @@ from mrm_stream.formats.folder import MANIFEST
 from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing import lock
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
@@ -81,7 +81,7 @@ def name() -> str:
 
 
 def pack_set(root: AnyPath, out: AnyPath, workers: int = 1) -> None:
-    pack("training-csv", root, out, options=OPTIONS, max_bad=1.0, workers=Workers(workers))
+    pack("training-csv", root, out, options=OPTIONS, supervision=Supervision(max_bad=1.0), workers=Workers(workers))
 
 
 def local_contents(out: Path) -> dict[str, bytes]:
@@ -197,7 +197,9 @@ def test_a_second_packer_is_refused(s3: FaultyS3, mixed_set: Path, packed: dict[
                 pack_set(mixed_set, out_of(name))
             refused.append(done)
 
-    pack("training-csv", mixed_set, out_of(name), options=OPTIONS, max_bad=1.0, progress=intrude)
+    pack(
+        "training-csv", mixed_set, out_of(name), options=OPTIONS, supervision=Supervision(max_bad=1.0, progress=intrude)
+    )
     assert refused
     assert s3.contents("sets", name) == packed
 
@@ -207,11 +209,17 @@ def test_another_job_and_a_finished_set_are_refused_and_left_alone(s3: FaultyS3,
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack("training-csv", mixed_set, out_of(name), options=OPTIONS, max_bad=1.0, progress=stop)
+        pack(
+            "training-csv",
+            mixed_set,
+            out_of(name),
+            options=OPTIONS,
+            supervision=Supervision(max_bad=1.0, progress=stop),
+        )
     left = s3.contents("sets", name)
     assert ".packing/lock" not in left
     with pytest.raises(ShardError, match="another packing job"):
-        pack("training-csv", mixed_set, out_of(name), options=PackOptions(seed=5), max_bad=1.0)
+        pack("training-csv", mixed_set, out_of(name), options=PackOptions(seed=5), supervision=Supervision(max_bad=1.0))
     assert s3.contents("sets", name) == left
     pack_set(mixed_set, out_of(name))
     whole = s3.contents("sets", name)

@@ -12,7 +12,7 @@ import pytest
 
 from mrm_stream.errors import ShardError
 from mrm_stream.formats.shard import read_index
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import STRAY, verify
 from mrm_stream.packing.workers import Workers
@@ -179,7 +179,7 @@ def test_a_tokenizer_that_was_given_must_be_copied_back(mixed_set: Path, packed:
     given = tmp_path / "tokenizer.json"
     given.write_text(load_tokenizer(packed / "tokenizer.json").to_str(pretty=True))
     out = tmp_path / "set"
-    pack("training-csv", mixed_set, out, options=OPTIONS, tokenizer=given, max_bad=1.0)
+    pack("training-csv", mixed_set, out, options=OPTIONS, tokenizer=given, supervision=Supervision(max_bad=1.0))
     before = digests(out)
     (out / "tokenizer.json").write_text("{}")
     (out / "train-00000.tar").unlink()

@@ -18,9 +18,9 @@ from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import read_index
 from mrm_stream.packing import retokenize as retokenize_module
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.repair import repair
-from mrm_stream.packing.retokenize import retokenize
+from mrm_stream.packing.retokenize import TokenChoice, retokenize
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
 from mrm_stream.storage.files import upload
@@ -95,7 +95,7 @@ def test_with_nothing_asked_for_the_shards_are_the_same(packed: Path, tmp_path: 
 def test_another_vocabulary_changes_tokens_alone(packed: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "again"
     before = digests(packed)
-    manifest = retokenize(packed, out, vocabulary=90, workers=Workers(workers))
+    manifest = retokenize(packed, out, TokenChoice(vocabulary=90), workers=Workers(workers))
     assert digests(packed) == before
     assert manifest.reports is not None
     assert manifest.reports.vocabulary == load_tokenizer(out / "tokenizer.json").get_vocab_size() == 90
@@ -111,7 +111,7 @@ def test_another_tokenizer_and_another_length(packed: Path, tmp_path: Path) -> N
     given = tmp_path / "given.json"
     given.write_text(train_tokenizer(["Made-up study number 0123456789: no acute pulmonary process."] * 3, 80).to_str())
     out = tmp_path / "again"
-    manifest = retokenize(packed, out, tokenizer=given, length=5)
+    manifest = retokenize(packed, out, TokenChoice(tokenizer=given, length=5))
     assert manifest.reports is not None
     assert manifest.reports.length == 5
     assert load_tokenizer(out / "tokenizer.json").to_str() == load_tokenizer(given).to_str()
@@ -124,10 +124,10 @@ def test_sections_and_samples_without_them(sectioned: tuple[Path, Path], tmp_pat
     root, packed = sectioned
     out = tmp_path / "again"
     with pytest.raises(SourceError, match=r"2 of 20 samples have no tokens") as caught:
-        retokenize(packed, out, sections=("impression",))
+        retokenize(packed, out, TokenChoice(sections=("impression",)))
     assert "Made-up" not in str(caught.value)
     assert not (out / "manifest.json").exists()
-    manifest = retokenize(packed, out, sections=("impression",), max_bad=0.2)
+    manifest = retokenize(packed, out, TokenChoice(sections=("impression",)), max_bad=0.2)
     assert manifest.samples("train") == 18
     assert manifest.options.sections == ("impression",)
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
@@ -149,7 +149,7 @@ def test_sections_and_samples_without_them(sectioned: tuple[Path, Path], tmp_pat
 
 def test_a_set_with_other_tokens_can_be_repaired(mixed_set: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
-    retokenize(packed, out, vocabulary=90, length=7)
+    retokenize(packed, out, TokenChoice(vocabulary=90, length=7))
     finished = digests(out)
     (out / "train-00000.tar").unlink()
     (out / "train-00004.idx").write_text("damaged")
@@ -160,7 +160,7 @@ def test_a_set_with_other_tokens_can_be_repaired(mixed_set: Path, packed: Path, 
 
 @pytest.mark.parametrize("stops", [(2, 5), pytest.param(tuple(range(1, 10)), marks=pytest.mark.campaign)])
 def test_interrupted_and_run_again_the_bytes_are_the_same(packed: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
-    retokenize(packed, tmp_path / "undisturbed", vocabulary=90, length=9)
+    retokenize(packed, tmp_path / "undisturbed", TokenChoice(vocabulary=90, length=9))
     out = tmp_path / "again"
     for number, stop in enumerate(stops):
 
@@ -169,7 +169,9 @@ def test_interrupted_and_run_again_the_bytes_are_the_same(packed: Path, tmp_path
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            retokenize(packed, out, vocabulary=90, length=9, progress=interrupt, workers=Workers(1 + number % 2))
+            retokenize(
+                packed, out, TokenChoice(vocabulary=90, length=9), progress=interrupt, workers=Workers(1 + number % 2)
+            )
         assert not (out / "manifest.json").exists()
         assert not list(out.rglob("*.tmp"))
     # Those that are noted: a worker may have been stopped between the shard and its note.
@@ -180,8 +182,8 @@ def test_interrupted_and_run_again_the_bytes_are_the_same(packed: Path, tmp_path
     shards[0].write_bytes(content)
     kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
     with pytest.raises(ShardError, match="another packing job"):
-        retokenize(packed, out, vocabulary=91, length=9)
-    retokenize(packed, out, vocabulary=90, length=9)
+        retokenize(packed, out, TokenChoice(vocabulary=91, length=9))
+    retokenize(packed, out, TokenChoice(vocabulary=90, length=9))
     assert digests(out) == digests(tmp_path / "undisturbed")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -197,9 +199,9 @@ def test_a_worker_that_is_killed_leaves_what_can_be_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(retokenize_module, "run_all", lost)
         with pytest.raises(ClusterError):
-            retokenize(packed, out, vocabulary=90)
-    retokenize(packed, out, vocabulary=90)
-    retokenize(packed, tmp_path / "undisturbed", vocabulary=90)
+            retokenize(packed, out, TokenChoice(vocabulary=90))
+    retokenize(packed, out, TokenChoice(vocabulary=90))
+    retokenize(packed, tmp_path / "undisturbed", TokenChoice(vocabulary=90))
     assert digests(out) == digests(tmp_path / "undisturbed")
 
 
@@ -211,7 +213,7 @@ def test_a_damaged_set_is_refused_rather_than_vouched_for(packed: Path, tmp_path
     content[place] = ord("x") if content[place] != ord("x") else ord("y")
     (copy / name).write_bytes(content)
     with pytest.raises(ShardError, match="SHA-256 is not the manifest's") as caught:
-        retokenize(copy, tmp_path / "again", vocabulary=90 if name != "tokenizer.json" else None)
+        retokenize(copy, tmp_path / "again", TokenChoice(vocabulary=90 if name != "tokenizer.json" else None))
     assert str(caught.value.where).endswith(name)
     assert not (tmp_path / "again" / "manifest.json").exists()
 
@@ -219,13 +221,13 @@ def test_a_damaged_set_is_refused_rather_than_vouched_for(packed: Path, tmp_path
 def test_what_cannot_be_asked_for_is_refused_and_leaves_the_place_free(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     asked: list[tuple[Callable[[], object], type[MrmStreamError]]] = [
-        (lambda: retokenize(packed, out, length=0), ConfigError),
-        (lambda: retokenize(packed, out, length=-3), ConfigError),
-        (lambda: retokenize(packed, out, vocabulary=3), SourceError),
-        (lambda: retokenize(packed, out, vocabulary=1 << 17), SourceError),
-        (lambda: retokenize(packed, out, sections=("no such section",)), ConfigError),
-        (lambda: retokenize(packed, packed, vocabulary=90), ShardError),
-        (lambda: retokenize(packed, packed / "below" / "again", vocabulary=90), ShardError),
+        (lambda: retokenize(packed, out, TokenChoice(length=0)), ConfigError),
+        (lambda: retokenize(packed, out, TokenChoice(length=-3)), ConfigError),
+        (lambda: retokenize(packed, out, TokenChoice(vocabulary=3)), SourceError),
+        (lambda: retokenize(packed, out, TokenChoice(vocabulary=1 << 17)), SourceError),
+        (lambda: retokenize(packed, out, TokenChoice(sections=("no such section",))), ConfigError),
+        (lambda: retokenize(packed, packed, TokenChoice(vocabulary=90)), ShardError),
+        (lambda: retokenize(packed, packed / "below" / "again", TokenChoice(vocabulary=90)), ShardError),
         (lambda: retokenize(tmp_path, out), ShardError),
     ]
     before = digests(packed)
@@ -234,7 +236,7 @@ def test_what_cannot_be_asked_for_is_refused_and_leaves_the_place_free(packed: P
             ask()
         assert not out.exists() or not list(out.iterdir())
     assert digests(packed) == before
-    retokenize(packed, out, vocabulary=90)
+    retokenize(packed, out, TokenChoice(vocabulary=90))
 
 
 def test_elsewhere_too_a_set_within_a_set_is_refused(packed: Path) -> None:
@@ -251,7 +253,7 @@ def findings(sectioned: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     """A set of the sectioned source's findings, which two reports lack: packing left them out."""
     out = tmp_path_factory.mktemp("findings") / "set"
     options = PackOptions(samples_per_shard=4, short_side=48, vocabulary=200, sections=("findings",))
-    pack("training-csv", sectioned[0], out, options=options, max_bad=0.2)
+    pack("training-csv", sectioned[0], out, options=options, supervision=Supervision(max_bad=0.2))
     return out
 
 
@@ -259,7 +261,7 @@ def test_what_the_sections_of_packing_left_out_stays_out_when_others_are_repaire
     sectioned: tuple[Path, Path], findings: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "again"
-    retokenize(findings, out, sections=())
+    retokenize(findings, out, TokenChoice(sections=()))
     assert read_manifest(out).samples("train") == 18
     finished = digests(out)
     for path in out.glob("*.tar"):
@@ -285,7 +287,7 @@ def test_the_manifest_tells_where_the_tokenizer_came_from(findings: Path, tmp_pa
         (tmp_path / "3", {"sections": ()}, ("given", None, 200)),
     ]
     for number, (source, choices, expected) in enumerate(steps):
-        manifest = retokenize(source, tmp_path / str(number), **choices)
+        manifest = retokenize(source, tmp_path / str(number), TokenChoice(**choices))
         assert manifest == read_manifest(tmp_path / str(number))
         assert manifest.reports is not None
         assert (manifest.reports.made, manifest.reports.trained_sections, manifest.options.vocabulary) == expected
@@ -295,13 +297,13 @@ def test_a_tokenizer_that_was_trained_again_is_told_to_be_made_again(
     mixed_set: Path, packed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "again"
-    retokenize(packed, out, vocabulary=90)
+    retokenize(packed, out, TokenChoice(vocabulary=90))
     (out / "tokenizer.json").unlink()
     (fault,) = repair(out, mixed_set)[1]
     assert "tokenize the set anew" in str(fault.remedy)
 
 
-def test_reports_that_say_nothing_are_left_out_and_counted(
+def test_reports_that_say_nothing_are_skipped_and_counted(
     make_set: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a set that an earlier version packed may hold them, or in the sections that are asked for."""
@@ -313,15 +315,17 @@ def test_reports_that_say_nothing_are_left_out_and_counted(
     ]
     (root / "training.csv").write_text("\n".join(["image_path,report_content", *rows, ""]))
     options = PackOptions(samples_per_shard=4, short_side=48, vocabulary=200)
-    manifest = pack("training-csv", root, tmp_path / "strict", options=options, max_bad=0.5)
+    manifest = pack("training-csv", root, tmp_path / "strict", options=options, supervision=Supervision(max_bad=0.5))
     assert manifest.quarantined == {"report-says-nothing": 2}
     with monkeypatch.context() as patch:  # as before there was the rule
-        for module in ("sources.reading", "packing.sections"):
+        for module in ("sources.reading", "text.sections"):
             patch.setattr(f"mrm_stream.{module}.says_something", lambda text: True)
         pack("training-csv", root, tmp_path / "set", options=options)
     whole = retokenize(tmp_path / "set", tmp_path / "whole", max_bad=0.5)
     assert whole.quarantined == {"report-says-nothing": 2}
-    impressions = retokenize(tmp_path / "set", tmp_path / "part", sections=("impression",), vocabulary=100, max_bad=0.5)
+    impressions = retokenize(
+        tmp_path / "set", tmp_path / "part", TokenChoice(sections=("impression",), vocabulary=100), max_bad=0.5
+    )
     assert impressions.quarantined == {"report-says-nothing": 1, "report-none-of-the-sections-asked-for": 2}
     with pytest.raises(SourceError, match=r"2 of 8 samples have no tokens \(most often: the report says nothing"):
         retokenize(tmp_path / "set", tmp_path / "refused")

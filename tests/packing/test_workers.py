@@ -16,7 +16,7 @@ import pytest
 
 from mrm_stream.errors import ClusterError, ConfigError, SourceError
 from mrm_stream.packing import workers as workers_module
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.workers import Workers, run_all
 from tests.packing.torture import OPTIONS
 
@@ -178,7 +178,9 @@ def test_a_job_given_up_leaves_neither_processes_nor_unfinished_files(too_many_b
 
     out = tmp_path / "set"
     with pytest.raises(SourceError, match="are bad"):
-        pack("training-csv", too_many_bad, out, options=OPTIONS, max_bad=0.0, workers=Workers(2))
+        pack(
+            "training-csv", too_many_bad, out, options=OPTIONS, supervision=Supervision(max_bad=0.0), workers=Workers(2)
+        )
     assert no_process_is_left()
     assert not list(out.rglob("*.tmp"))
     assert not (out / "manifest.json").exists()

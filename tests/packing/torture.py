@@ -34,7 +34,7 @@ from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import read_index
 from mrm_stream.packing import verify as verify_module
 from mrm_stream.packing import worker
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.workers import Workers
 from mrm_stream.storage import publish
 
@@ -46,7 +46,9 @@ _PATIENCE_S = 60.0
 
 def pack_set(root: Path, out: Path, *, workers: int = 1, options: PackOptions = OPTIONS) -> Manifest:
     """Pack a set of layout training-csv, however many of its records are bad."""
-    return pack("training-csv", root, out, options=options, max_bad=1.0, workers=Workers(workers))
+    return pack(
+        "training-csv", root, out, options=options, supervision=Supervision(max_bad=1.0), workers=Workers(workers)
+    )
 
 
 def start_job(root: Path, out: Path, workers: int, fault: str | None = None) -> subprocess.Popen[str]:

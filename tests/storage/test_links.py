@@ -17,7 +17,7 @@ from mrm_stream.cli import main
 from mrm_stream.errors import ConfigError, MrmStreamError, RecordError, SourceError, StorageError
 from mrm_stream.formats.folder import FOLDER
 from mrm_stream.formats.options import PackOptions
-from mrm_stream.packing.pack import Progress, pack
+from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.plan import plan_set
 from mrm_stream.records import Record
 from mrm_stream.sources.phantom.tree import write_phantom_tree
@@ -169,11 +169,17 @@ def test_a_job_begun_by_links_is_finished_without_them(trees: Callable[[str], Tr
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack("mimic", followed(tmp_path / "root"), out, options=OPTIONS, progress=stop)
+        pack("mimic", followed(tmp_path / "root"), out, options=OPTIONS, supervision=Supervision(progress=stop))
     assert (out / FOLDER).is_dir()
     link.unlink()
     shutil.copytree(tree.root / "files", link)
-    pack("mimic", tmp_path / "root", out, options=OPTIONS, progress=lambda state: kept.append(state.kept))
+    pack(
+        "mimic",
+        tmp_path / "root",
+        out,
+        options=OPTIONS,
+        supervision=Supervision(progress=lambda state: kept.append(state.kept)),
+    )
     assert max(kept) > 0
     plain = tmp_path / "plain"
     pack("mimic", tree.root, plain, options=OPTIONS)
@@ -347,11 +353,11 @@ def test_a_loop_of_links_in_place_of_one_image_is_that_records_fault(tmp_path: P
 
 
 def test_the_option_is_refused_where_there_are_no_links(tmp_path: Path) -> None:
-    from mrm_stream.commands.common import source_places
+    from mrm_stream.commands.common import source_paths
 
     remote = parse_path("memory://set")
     with pytest.raises(ConfigError, match="a URL has no links"):
-        source_places(remote, None, True)
-    root, lists = source_places(remote, tmp_path, True)
+        source_paths(remote, None, True)
+    root, lists = source_paths(remote, tmp_path, True)
     assert root == remote
     assert isinstance(lists, FollowedPath)

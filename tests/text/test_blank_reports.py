@@ -10,7 +10,7 @@ import pytest
 
 from mrm_stream.errors import RecordError, SourceError
 from mrm_stream.formats.options import PackOptions
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.records import Record
 from mrm_stream.sources.openi import parse_report
 from mrm_stream.sources.phantom.tree import write_phantom_tree
@@ -99,7 +99,7 @@ def test_a_report_file_of_mimic_that_says_nothing(tmp_path: Path) -> None:
     reports = sorted((tmp_path / "tree/files").glob("*/*/s*.txt"))
     reports[0].write_text(" " * 33 + "FINAL REPORT\n FINDINGS:\n \n IMPRESSION: ___\n")
     images = len(list(reports[0].with_suffix("").glob("*.jpg")))
-    manifest = pack("mimic", tmp_path / "tree", tmp_path / "out", options=options, max_bad=0.5)
+    manifest = pack("mimic", tmp_path / "tree", tmp_path / "out", options=options, supervision=Supervision(max_bad=0.5))
     assert manifest.quarantined == {"report-says-nothing": images}
     with pytest.raises(SourceError, match=f"{images} report-says-nothing"):
         pack("mimic", tmp_path / "tree", tmp_path / "strict", options=options)
