@@ -89,7 +89,8 @@ def export(run: Path, out: Path, form: str) -> None:
     mrm-stream export --run runs/first --out first.pth --as reference
     """
     from mrm_stream.config.file import portable_settings
-    from mrm_stream.pretrained.weights import export_encoder, save_reference
+    from mrm_stream.pretrained.encoder import export_encoder
+    from mrm_stream.pretrained.reference import save_reference
     from mrm_stream.tasks.pretrain import load_run
 
     start()

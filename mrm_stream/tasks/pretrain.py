@@ -14,8 +14,9 @@ from mrm_stream.config.file import load_config, portable_settings
 from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.errors import CheckpointError, ConfigError
 from mrm_stream.model.mrm import MaskedRecordModel
+from mrm_stream.pretrained.encoder import export_encoder
 from mrm_stream.pretrained.files import check_is_file
-from mrm_stream.pretrained.weights import export_encoder, initialise
+from mrm_stream.pretrained.initialise import initialise
 from mrm_stream.records import Batch
 from mrm_stream.storage.access import is_there
 from mrm_stream.stream.opening import open_data

@@ -17,7 +17,7 @@ from torch.nn import functional
 from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataConfig, ReportDecoderConfig, ViTConfig
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.patches import inverse_order, patch_order
-from mrm_stream.pretrained.weights import load_reference, reference_name, to_reference
+from mrm_stream.pretrained.reference import load_reference, reference_name, to_reference
 from mrm_stream.records import Batch
 
 

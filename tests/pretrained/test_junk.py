@@ -12,7 +12,8 @@ import torch
 
 from mrm_stream.errors import CheckpointError
 from mrm_stream.model.mrm import MaskedRecordModel
-from mrm_stream.pretrained.weights import initialise, to_reference
+from mrm_stream.pretrained.initialise import initialise
+from mrm_stream.pretrained.reference import to_reference
 from tests.pretrained.junk import Junk
 
 Maker = Callable[..., MaskedRecordModel]

@@ -20,8 +20,10 @@ from mrm_stream.config.pretrain import MethodConfig, ModelConfig, PretrainDataCo
 from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.model.patches import sincos_positions
+from mrm_stream.pretrained.encoder import export_encoder
 from mrm_stream.pretrained.files import read_checkpoint
-from mrm_stream.pretrained.weights import export_encoder, initialise, load_reference, save_reference, to_reference
+from mrm_stream.pretrained.initialise import initialise
+from mrm_stream.pretrained.reference import load_reference, save_reference, to_reference
 from mrm_stream.records import Batch
 
 Maker = Callable[..., MaskedRecordModel]
