@@ -213,7 +213,9 @@ class ShardSet:
         try:
             return files.text(bytes(self._member(index, "txt.zst")))
         except ValueError as error:
-            raise self._damaged(index, str(error)) from None
+            what = str(error)
+        # Out of the handler: the error of a decoder, which may hold the report's bytes, must not become its context.
+        raise self._damaged(index, what)
 
     def location(self, index: int) -> str:
         """Return where a sample lies, for people: the shard's file and the key (or the row, if the key is lost)."""

@@ -61,6 +61,10 @@ class SampleSource(Protocol):
         """The tokenizer and the dictionary of the reports; None where samples have no reports. See `reports_of`."""
 
     @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard; a sample's index counts through the shards in this order."""
+
+    @property
     def fingerprint(self) -> str:
         """What tells these samples from any others: a resumed run must have the same."""
 
