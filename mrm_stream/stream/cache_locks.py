@@ -22,9 +22,9 @@ _logger = logging.getLogger(__name__)
 class CacheLocks:
     """Lock files, named by what they are for.
 
-    They lie in the cache; or, where its file system knows no locks, in the machine's temporary folder. Then a process
-    of another machine, which may use a cache that lies on a shared file system, can remove what is used here. That ends
-    in an error that names a file, never in another file's bytes.
+    They lie in the cache; or, where its file system has no locks, in the machine's temporary folder. Then a process of
+    another machine, if the cache lies on a shared file system, may evict a shard that is in use here. That ends in an
+    error that names the file, never in another file's bytes.
 
     Args:
         folder: The cache.
@@ -60,7 +60,12 @@ class CacheLocks:
             os.close(descriptor)
 
     def take(self, descriptor: int, *, shared: bool = False) -> None:
-        """Take a lock; BlockingIOError where another open file holds it."""
+        """Take a lock, or raise BlockingIOError at once where another open file holds it.
+
+        Args:
+            descriptor: Of a lock file.
+            shared: Together with others that share it; else alone.
+        """
         if not try_lock(descriptor, shared=shared):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(self._folder))
 

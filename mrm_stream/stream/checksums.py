@@ -1,4 +1,10 @@
-"""Local shards against the manifest's SHA-256, each once, ahead of need."""
+"""Compares local shards with the manifest's SHA-256, each once a process, ahead of need.
+
+A flipped bit in a JPEG mostly leaves a valid JPEG of another image, so damage must be looked for. Comparing all shards
+when a run starts would take minutes in which nothing is trained; comparing each before its first sample costs a step
+that comes to a new shard 0.06 s per 100 MB. The order tells the next shards, so threads compare them while earlier ones
+are trained on.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +27,7 @@ two cores, take time from the decoder: a first batch then takes 1.16 s, not 0.95
 
 
 class Checksums:
-    """Which shards of a local set are known to be whole; safe to share between threads.
+    """Knows which shards of a local set are whole; safe to share between threads.
 
     Args:
         directory: Of the set.
@@ -42,7 +48,7 @@ class Checksums:
         return 0 not in self._is_whole
 
     def hint(self, shards: Iterable[int]) -> None:
-        """Begin to compare these, in this order, and leave out what was to be compared before them."""
+        """Begin to compare these, in this order, and cancel what is not among them and has not begun."""
         with self._lock:
             before, self._ahead = self._ahead, {}
             for shard in shards:
@@ -63,7 +69,8 @@ class Checksums:
             future = self._ahead.get(shard)
         if future is not None and not future.cancel():
             future.exception()  # waits for the thread that is at it
-        # Nobody has begun, or storage failed ahead of need.
+        # Nobody had begun, so it is done here, in place of waiting for its turn; or reading failed ahead of need, and
+        # is tried again.
         if not self._is_whole[shard]:
             _compare(self._directory, self._entries[shard], self._is_whole, shard)
 
@@ -73,7 +80,7 @@ class Checksums:
 
     def _begin(self, shard: int) -> Future[None]:
         future: Future[None] = Future()
-        # The threads do not know this object, which could otherwise never be forgotten.
+        # The threads refer to what they need, not to this object, which they would keep alive.
         work = partial(_compare, self._directory, self._entries[shard], self._is_whole, shard)
         self._threads.submit(future, work)
         return future
@@ -82,7 +89,7 @@ class Checksums:
 def _compare(directory: Path, entry: ShardEntry, is_whole: bytearray, shard: int) -> None:
     tar = directory / entry.file
     try:
-        # Read, not looked at through a map, whose pages would count as this process's memory.
+        # Read, not mapped: pages of a map would count as this process's memory.
         found = sha256_of(tar)
     except OSError as error:
         refuse_barred(error, tar)

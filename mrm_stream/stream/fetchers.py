@@ -1,4 +1,8 @@
-"""Threads that wait for storage, which may hang, and the hold on a shard that they fetch."""
+"""Threads that fetch shards, and the use of a shard that keeps it from being evicted.
+
+`concurrent.futures.ThreadPoolExecutor` would do but for one thing: the interpreter waits for its threads when it exits,
+and a read from storage that hangs may never return. These threads are daemons, which a process leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +21,36 @@ from mrm_stream.errors import StorageError
 
 @dataclass
 class Use:
-    """A shard that is used here, or will be."""
+    """A shard of a cache that this process uses, or will."""
 
     tar: Path
     descriptor: int
-    """Of its `use` lock, held in company once `future` is done."""
+    """Of its `use` lock file: locked, together with all other users, by the time `future` is done."""
     future: Future[None]
+    """Done when the shard is there and whole; holds the error where it could not be brought."""
 
     def has_failed_transiently(self) -> bool:
-        """Return whether storage failed, and might not another time."""
+        """Return whether the storage failed, and might not another time."""
         return self.future.done() and isinstance(self.future.exception(), StorageError)
 
     def release(self) -> None:
-        """Let others remove the shard, once nothing here is fetching it."""
+        """Let others evict the shard, once nothing here is fetching it."""
+        # A fetch that has begun is not cancelled: its bytes would be wasted, and the shard may be wanted again.
         self.future.cancel()
         self.future.add_done_callback(self._close)
 
     def _close(self, future: Future[None]) -> None:
         if not future.cancelled() and future.exception() is None:
             with suppress(OSError):
-                os.utime(self.tar)  # what was not used for longest is removed first
+                os.utime(self.tar)  # what was used longest ago is evicted first
         os.close(self.descriptor)
 
 
 class Fetchers:
-    """Threads that do what is submitted, in order. Unlike an executor's, they do not keep the interpreter from exiting.
+    """A pool of daemon threads that do what is submitted, in that order.
 
     Args:
-        count: Of threads at most; each is begun when there is work for it.
+        count: Of threads, at most; each is started when there is work for it.
     """
 
     def __init__(self, count: int) -> None:
@@ -53,7 +59,7 @@ class Fetchers:
         self._threads: list[threading.Thread] = []
 
     def submit(self, future: Future[None], work: Callable[[], None]) -> None:
-        """Have work done, after what was submitted before, unless the future is cancelled by then."""
+        """Do this work after what was submitted before; skip it if the future is cancelled by then."""
         if len(self._threads) < self._count:
             name = f"mrm-stream-fetch-{len(self._threads)}"
             self._threads.append(threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True))
@@ -61,12 +67,12 @@ class Fetchers:
         self._jobs.put((future, work))
 
     def stop(self) -> None:
-        """Have the threads end once they have done what was submitted."""
+        """End the threads once all that was submitted is done."""
         for _ in self._threads:
             self._jobs.put(None)
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads to end, so long in all."""
+        """Wait for the threads to end, `timeout` seconds in all."""
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

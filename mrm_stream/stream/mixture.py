@@ -1,9 +1,13 @@
-"""Several packed sets as one: samples of each in given shares, in an order that is again a pure function of position.
+"""Several packed sets in one run: each in its share, in an order that is again a pure function of the position.
 
-Positions are dealt to the sets in blocks of `DEALT`: how many of a block go to which set follows from the running
-totals of the shares, so that after any number of positions each set has had its share to within one sample a block;
-which of them is a permutation of the block. Within its own positions each set follows its own `Order`, epoch after
-epoch: a set with a small share is seen less often, never in another order.
+The obvious mixture draws, for each sample, a set by chance, and then the next sample of that set. But how far each set
+has come then depends on all draws before, so a position could not be answered without replaying the run, and over a
+short stretch the shares are off by chance.
+
+So positions come in blocks of `DEALT`. The shares say how many positions of a block belong to which set: the difference
+of the rounded running totals at its two ends, so that rounding errors never add up. The block is then permuted. How
+many positions a set had before any block is therefore one multiplication, and what it reads there is its own `Order` at
+that count: each set goes through its own epochs in its own order, one with a small share only more slowly.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from mrm_stream.randomness import Purpose, permutation
 from mrm_stream.stream.order import Order
 
 DEALT = 4096
-"""Positions that are dealt to the sets at a time."""
+"""Positions that are dealt to the sets at a time: enough that a share of one in a thousand has some of each block."""
 LEAST_SHARE = 2 / DEALT
-"""Below it, rounding could take a sample of a block back from a set."""
+"""Of a smaller one, the rounded running total could stand still or step back over a block."""
 
 
 class Mixture:
@@ -50,31 +54,35 @@ class Mixture:
         self._ends = np.cumsum(self._parts)
         self._offsets = np.cumsum([0, *(order.samples for order in orders)])
         self.samples = int(self._offsets[-1])
-        """Of all sets: the length of an epoch, in which small shares leave samples out and large ones repeat some."""
+        """Of all sets: what a run counts as an epoch. A set with a small share is not read to its end in it, one with a
+        large share more than once."""
         self._dealt = lru_cache(maxsize=4)(self._deal)
 
     def indexes(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return, at B positions, the epoch of the sample's own set and its index over all sets, each of shape (B,)."""
-        places = np.asarray(positions, np.int64)
-        epochs, indexes = np.empty_like(places), np.empty_like(places)
-        sets, own = self._own_positions(places)
+        positions_B = np.asarray(positions, np.int64)
+        epochs_B, indexes_B = np.empty_like(positions_B), np.empty_like(positions_B)
+        sets_B, own_B = self._own_positions(positions_B)
         for number, order in enumerate(self._orders):
-            slots = np.flatnonzero(sets == number)
+            slots = np.flatnonzero(sets_B == number)
             if len(slots):
-                epochs[slots], inside = order.indexes(own[slots])
-                indexes[slots] = inside + self._offsets[number]
-        return epochs, indexes
+                # The set's own epoch keys a sample's random draws: it is seen again under another one, whatever the
+                # mixture counts.
+                epochs_B[slots], inside = order.indexes(own_B[slots])
+                indexes_B[slots] = inside + self._offsets[number]
+        return epochs_B, indexes_B
 
     def own_position(self, number: int, position: int) -> int:
-        """Return how many of the positions before this one are of one set: where its own order then stands."""
-        block, place = divmod(position, DEALT)
+        """Return how many of the positions before this one are of one set: the position in that set's own order."""
+        block, offset = divmod(position, DEALT)
         sets, _ = self._dealt(block)
-        return int(self._before(block)[number]) + int((sets[:place] == number).sum())
+        return int(self._before(block)[number]) + int((sets[:offset] == number).sum())
 
     def windows_from(self, position: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield the shards that are in use at a position, and as soon as a set comes to another window, again.
+        """Yield the windows that the sets are in at a position, as one; and again whenever a set comes to its next one.
 
-        With them goes for how many samples, to within a few, they are enough. Numbers count over all sets' shards.
+        With the shards of these windows, numbered over all sets, goes how many samples of the mixture they last for. It
+        is an estimate by the shares, to within a few samples a block: prefetch hints need no more.
         """
         first_shards = np.cumsum([0, *(order.shards for order in self._orders)])
         coming = [order.windows_from(self.own_position(n, position)) for n, order in enumerate(self._orders)]
@@ -82,6 +90,7 @@ class Mixture:
         left = [float(samples) for samples, _ in current]
         parts = (self._parts / self._ends[-1]).tolist()
         while True:
+            # In samples of the mixture, of which a set gets its part only.
             lasts = [samples / part for samples, part in zip(left, parts, strict=True)]
             used_up = int(np.argmin(lasts))
             shards = [
@@ -92,20 +101,21 @@ class Mixture:
             current[used_up] = next(coming[used_up])
             left[used_up] += current[used_up][0]
 
-    def _own_positions(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the set of each position, and the position in that set's own order."""
-        sets, own = np.empty_like(places), np.empty_like(places)
-        blocks, within = np.divmod(places, DEALT)
-        for block in np.unique(blocks).tolist():
-            slots = np.flatnonzero(blocks == block)
+    def _own_positions(self, positions_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the set of each position, and the position in that set's own order, each of shape (B,)."""
+        sets_B, own_B = np.empty_like(positions_B), np.empty_like(positions_B)
+        blocks_B, within_B = np.divmod(positions_B, DEALT)
+        for block in np.unique(blocks_B).tolist():
+            slots = np.flatnonzero(blocks_B == block)
             dealt, turns = self._dealt(block)
-            sets[slots] = dealt[within[slots]]
-            own[slots] = self._before(block)[sets[slots]] + turns[within[slots]]
-        return sets, own
+            sets_B[slots] = dealt[within_B[slots]]
+            own_B[slots] = self._before(block)[sets_B[slots]] + turns[within_B[slots]]
+        return sets_B, own_B
 
     def _before(self, block: int) -> NDArray[np.int64]:
-        """Return how many positions before a block are of each set."""
-        # Python's whole numbers: the product leaves 64 bits behind.
+        """Return how many positions before a block are of each set, shape (sets,)."""
+        # Python's own integers: the product does not fit 64 bits, late in a long run. Cumulated shares are rounded down
+        # and then told apart, so that the sets' counts always add up to the block's positions.
         ends = [block * DEALT * int(end) // int(self._ends[-1]) for end in self._ends]
         return np.array([end - start for start, end in pairwise([0, *ends])], np.int64)
 

@@ -1,4 +1,9 @@
-"""An iterator to the same iterator, run ahead of its consumer in a background thread."""
+"""The items of an iterator, made ahead of use in a background thread.
+
+While the device computes one step, the next batches are decoded here. One thread suffices: decoding, which is where the
+bytes of a map are first read, runs without the interpreter's lock and in threads of its own. And with one thread the
+items, the first error and the end come in their order.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STALLED_AFTER_S = 300.0
-"""Half of the 10 minutes that the other ranks wait in a collective for one whose input has stalled."""
+"""Seconds to wait for one item. Half of the 10 minutes that the other ranks wait in a collective, so that the rank
+whose input has stalled says so before the others time out without knowing why."""
 JOIN_S = 10.0
+"""Seconds that closing waits for the thread to finish the item at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +35,14 @@ class _Item(Generic[T]):
 
 
 class Prefetcher(Iterator[T]):
-    """The items of an iterator, in its order, of which up to `ahead` are made before they are asked for.
+    """Yields what an iterator yields, up to `ahead` items of which are ready before they are asked for.
 
-    The first error that the iterator raises is raised here once the items before it were handed out; the prefetcher
-    is closed then. A closed prefetcher has no more items. One that is forgotten, or alive when the interpreter exits,
-    closes itself.
+    An error of the iterator is raised in its place, after the items before it, and closes the prefetcher. A closed
+    prefetcher yields nothing more. It closes itself when it is garbage, and when the interpreter exits.
 
     Args:
-        items: Used in the background thread only.
-        ahead: Items made ahead, at least 1.
+        items: Advanced in the background thread only, which drops it at the end.
+        ahead: Items that are made ahead, at least 1; each takes the memory of a batch.
         stalled_after: Seconds to wait for one item before it is an error.
     """
 
@@ -45,14 +51,15 @@ class Prefetcher(Iterator[T]):
         self.seconds_waited = 0.0
         """Time that the consumer has spent waiting for items."""
         self._stalled_after = stalled_after
-        # A ticket is leave to make one item, so the thread never blocks on a full queue, which close() would have to
-        # empty. SimpleQueue may be used in destructors, unlike Queue.
+        # A ticket permits the thread to make one item. With a bounded queue of results it would block when that is
+        # full, and close() would have to empty it, perhaps more than once, to let the thread see that it should stop.
+        # SimpleQueue is safe in destructors, unlike Queue.
         self._tickets: SimpleQueue[None] = SimpleQueue()
         self._results: SimpleQueue[_Item[T] | BaseException | None] = SimpleQueue()
         for _ in range(ahead):
             self._tickets.put(None)
         stop = threading.Event()
-        # The thread knows its queues but not this object, which could otherwise never be forgotten.
+        # The thread refers to the queues, not to this object: it would keep it alive, and so itself, for ever.
         thread = threading.Thread(
             target=_run, args=(items, self._tickets, self._results, stop), name="mrm-stream-prefetch", daemon=True
         )

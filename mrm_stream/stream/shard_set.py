@@ -1,4 +1,9 @@
-"""A packed set's split as a sequence of samples: views of memory-mapped shards, found through their indexes."""
+"""A split of a packed set as a sequence of samples: slices of memory-mapped shards, found through their indexes.
+
+A tar is a tape: to find a sample, a reader goes through all before it. Each shard therefore has an index of where its
+members begin and end, so that any sample is a slice, of no copy, whose bytes the kernel reads when they are first
+touched and keeps, for all ranks of the machine, in the page cache.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +35,19 @@ METADATA_LIMIT = 1 << 20
 
 
 class DamagedShardError(ShardError):
-    """A shard is not what the manifest says, so that none of its samples can be trusted; no sample takes its place."""
+    """A shard is not what the manifest says: none of its samples can be trusted, and none is replaced by another."""
 
 
 class ShardSet:
     """The samples of one split, by index; safe to share between threads.
 
-    A shard's index is read, and the shard mapped, at the first use of one of its samples; where there is a cache, the
-    shard is brought there first, if it was not expected long before. Before the first sample is handed out, the shard
-    is compared with the manifest's SHA-256: by the cache each time that it brings a shard, else here, once a process.
-    Samples are views of the map, which lives as long as any of them. A shard that is cut short while it is mapped ends
-    the process (SIGBUS), as with any memory map: published shards are replaced by renaming, never rewritten.
+    Opening a set reads its manifest, and the sizes of local shards. A shard's index is read, and its tar mapped, when a
+    sample of it is first asked for; where there is a cache, it is fetched then, unless a hint had it fetched before.
+    Each shard is compared with the manifest's SHA-256 before its first sample is handed out: by the cache whenever it
+    brings one, else here, once a process.
+
+    Samples are views of the map, which lives as long as any of them does. A tar that is cut short while it is mapped
+    ends the process (SIGBUS), as with any memory map; so published shards are replaced by renaming, never rewritten.
     """
 
     def __init__(
@@ -141,7 +148,7 @@ class ShardSet:
 
     @property
     def wants_hints(self) -> bool:
-        """Whether it is of use to say what will be read next: shards are fetched, or are still to be compared."""
+        """Whether hints are of use: shards are fetched, or are still to be compared."""
         return self.cache is not None or (self._checksums is not None and not self._checksums.are_all_compared())
 
     def order(self, seed: int, window: int) -> Order:
@@ -218,7 +225,10 @@ class ShardSet:
         raise self._damaged(index, what)
 
     def location(self, index: int) -> str:
-        """Return where a sample lies, for people: the shard's file and the key (or the row, if the key is lost)."""
+        """Return where a sample lies, for messages: the shard's file and the key (or the row, if the index is lost).
+
+        Example: `train-00001.tar: train-4`.
+        """
         shard, row = self._find(index)
         try:
             name = self._opened.index(shard).key(row)
@@ -227,7 +237,7 @@ class ShardSet:
         return f"{self._entries[shard].file}: {name}"
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Return the shard, and the place in it, of a sample."""
+        """Return the shard of a sample, and its row in the shard's index."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a split of {len(self)}")
         shard = bisect_right(self._firsts, index) - 1
