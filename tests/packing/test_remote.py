@@ -30,7 +30,7 @@ OPTIONS = PackOptions(samples_per_shard=8, short_side=48, vocabulary=200)
 # Run as a process of its own, so that it can be killed. Arguments: root, out, workers.
 JOB = """
 import sys
-from mrm_stream import storage
+from mrm_stream.storage import paths, retries
 from mrm_stream.packing import lock
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack

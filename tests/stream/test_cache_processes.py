@@ -32,7 +32,7 @@ READER = """
 import sys, time
 from itertools import islice
 from pathlib import Path
-from mrm_stream import storage
+from mrm_stream.storage import retries
 from mrm_stream.storage.paths import parse_path
 from mrm_stream.stream import cache
 from mrm_stream.stream.order import Order
@@ -48,7 +48,7 @@ def slowly(source):
 
 if float(pause):
     cache._PIECE, cache._pieces = 1024, slowly
-storage.FIRST_PAUSE_S = 0.01
+retries.FIRST_PAUSE_S = 0.01
 shards = ShardSet.open(parse_path(directory), "train", cache=(Path(folder), int(limit)))
 order = Order(shards.shard_sizes, seed=3, window=1)
 print("begun", flush=True)
