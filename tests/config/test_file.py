@@ -121,6 +121,32 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
         ("optim: {batch_size: 100000000000000000000}", "optim.batch_size must be between 1 and 16,777,216"),
         ("optim: {min_lr: 0.1}", "optim.min_lr is above the rate that it is to fall from (0.00015)"),
         ("optim: {batch_size: 64, min_lr: 1.0e-4}", "is above the rate that it is to fall from (3.75e-05)"),
+        ("data: {window: 0}", "data.window must be at least 1"),
+        ("data: {mixture: {a: 0}}", "data.mixture shares must be positive"),
+        ("data: {max_bad_samples: -1}", "data.max_bad_samples must not be negative"),
+        ("data: {lr_size: 0}", "data.lr_size must be at least 1"),
+        ("data: {flip: 1.1}", "data.flip is a chance: 0 to 1"),
+        ("data: {report_length: 2}", "data.report_length must be at least 3"),
+        ("model: {image_encoder: {depth: 0}}", "width, depth and heads must be at least 1"),
+        ("model: {report_decoder: {feed_forward: 0}}", "model.report_decoder sizes must be at least 1"),
+        ("model: {report_decoder: {heads: 5}}", "model.report_decoder heads (5) must divide the width (384)"),
+        ("model: {report_decoder: {dropout: 1}}", "model.report_decoder.dropout must be in [0, 1)"),
+        ("model: {patch: 0}", "model.patch must be at least 1"),
+        ("model: {patch: 15}", "model.patch must divide data.lr_size (224)"),
+        ("model: {image_decoder: {width: 6}}", "model.image_decoder.width must be a multiple of 4"),
+        ("method: {mask_ratio: 1}", "method.mask_ratio must be in [0, 1)"),
+        ("method: {report_mask_ratio: 1}", "method.report_mask_ratio must be in [0, 1)"),
+        ("method: {image_loss_weight: -1}", "method.image_loss_weight weights must be >= 0, not both 0"),
+        ("optim: {micro_batch_size: 0}", "optim.micro_batch_size must be at least 1"),
+        ("optim: {base_lr: 0}", "optim.base_lr must be positive, min_lr not negative"),
+        ("optim: {min_lr: -1}", "optim.base_lr must be positive, min_lr not negative"),
+        ("optim: {betas: [0.9, 1]}", "optim.betas must be in [0, 1)"),
+        ("optim: {weight_decay: -1}", "optim.weight_decay must not be negative"),
+        ("optim: {gradient_clip: -1}", "optim.gradient_clip must not be negative"),
+        ("run: {connect_s: 0}", "run.connect_s must be positive"),
+        ("run: {log_every: 0}", "run.log_every must be at least 1"),
+        ("run: {save_every: 0}", "run.save_every must be at least 1"),
+        ("run: {keep: 0}", "run.keep must be at least 1"),
         ("run: {out: 's3://bucket/run'}", "run.out is a URL, where a local path is needed"),
         ("run: {init: 'https://host/mae.pth'}", "run.init is a URL"),
         ("data: {cache: 's3:/bucket'}", "data.cache is a URL"),
@@ -133,6 +159,30 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: s
         load_config(PretrainConfig, path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_what_lies_on_the_edge_of_its_range_is_taken() -> None:
+    for override in (
+        "seed=0",
+        "data.flip=0",
+        "data.flip=1",
+        "data.max_bad_samples=0",
+        "data.window=1",
+        "data.report_length=3",
+        "data.crop_area=[0.001, 1]",
+        "data.crop_ratio=[0.1, 10]",
+        "data.cache_gb=1e9",
+        "model.report_decoder.dropout=0",
+        "method.mask_ratio=0",
+        "method.report_mask_ratio=0",
+        "method.image_loss_weight=0",
+        "optim.batch_size=1",
+        "optim.micro_batch_size=1",
+        "optim.warmup_epochs=0",
+        "optim.betas=[0, 0]",
+        "optim.weight_decay=0",
+    ):
+        load_config(PretrainConfig, None, [override])
 
 
 def test_min_lr_may_be_as_high_as_the_peak_of_a_large_batch() -> None:

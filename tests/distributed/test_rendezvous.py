@@ -71,6 +71,12 @@ def test_ranks_meet_and_meet_again() -> None:
     assert all(isinstance(met, Meeting) for met in together(*(lambda n=n: both(n) for n in (2, 1, 0))))
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_ranks_meet_at_an_address_of_ipv6_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "::1")
+    assert all(isinstance(met, Meeting) for met in together(*(lambda n=n: rank(n, 2, limit_s=5) for n in (1, 0))))
+
+
 @pytest.mark.parametrize("number", [0, 2])
 def test_one_that_cannot_take_part_is_heard_by_all(number: int) -> None:
     error = ConfigError("planted", where="data.shards", remedy="Mount it.")

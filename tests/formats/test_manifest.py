@@ -13,7 +13,7 @@ import pytest
 
 from mrm_stream.errors import ShardError
 from mrm_stream.formats.folder import MANIFEST
-from mrm_stream.formats.manifest import Manifest, ReportsEntry, read_manifest, write_manifest
+from mrm_stream.formats.manifest import Manifest, MasksEntry, ReportsEntry, read_manifest, write_manifest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import ShardEntry, canonical_json
 
@@ -122,6 +122,11 @@ def _in_first_shard(name: str, value: object) -> Callable[[Any], None]:
         lambda content: content.update(padded=-1),
         lambda content: content.update(padded=0),
         lambda content: content.update(members=["jpg", "pkl"]),
+        lambda content: content["masks"].update(mean_area_change="0.01"),
+        lambda content: content["masks"].update(worst_area_change=1),
+        lambda content: content["masks"].update(count=-1),
+        lambda content: content["masks"].update(kept_by_rule=1.5),
+        lambda content: content["masks"].pop("kept_by_rule"),
         lambda content: content.update(splits_from="elsewhere"),
         lambda content: content.update(splits=[]),
         lambda content: content["reports"]["tokenizer"].update(file="../../tokenizer.json"),
@@ -146,7 +151,8 @@ def _in_first_shard(name: str, value: object) -> Callable[[Any], None]:
     ],
 )
 def test_damaged_and_hostile_manifests_are_refused(tmp_path: Path, spoil: Callable[[Any], object]) -> None:
-    write_manifest(tmp_path, make_manifest())
+    write_manifest(tmp_path, dataclasses.replace(make_manifest(), has_masks=True, masks=MasksEntry(12, 0.01, -0.2, 1)))
+    read_manifest(tmp_path)
     path = tmp_path / MANIFEST
     content = json.loads(path.read_text())
     spoil(content)

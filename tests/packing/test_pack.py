@@ -23,8 +23,9 @@ from mrm_stream.formats.shard import read_index, verify_shard
 from mrm_stream.packing import worker
 from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.plan import plan_shards
+from mrm_stream.packing.shard_writer import PackedSample
 from mrm_stream.packing.workers import Workers
-from mrm_stream.records import Record
+from mrm_stream.records import Record, Sample
 from mrm_stream.text.tokenizer import encode_report, load_tokenizer
 
 OPTIONS = PackOptions(samples_per_shard=5, short_side=48, vocabulary=200)
@@ -262,6 +263,14 @@ def test_frontal_views_alone(mixed_set: Path, tmp_path: Path, monkeypatch: pytes
     index = read_index(tmp_path / "set" / manifest.splits["train"][0].file)
     assert {index.key(number) for number in range(len(index))} == {records[place].key for place in (0, 1, 4, 5)}
     assert manifest.options.views == "frontal"
+
+
+def test_what_a_sample_holds_never_shows_in_its_repr() -> None:
+    content = b"Made-up!"
+    packed = PackedSample("a", content, content, content, content, content)
+    assert repr(packed) == "PackedSample(key='a')"
+    sample = Sample(0, "a", content, np.frombuffer(content, "<u2"), mask=content)
+    assert repr(sample) == "Sample(index=0, key='a', labels=None)"
 
 
 def test_reports_reach_no_log_no_note_and_no_error(

@@ -107,16 +107,17 @@ def test_another_vocabulary_changes_tokens_alone(packed: Path, tmp_path: Path, w
     assert manifest.quarantined == read_manifest(packed).quarantined
 
 
-def test_another_tokenizer_and_another_length(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [1, 5])
+def test_another_tokenizer_and_another_length(packed: Path, tmp_path: Path, length: int) -> None:
     given = tmp_path / "given.json"
     given.write_text(train_tokenizer(["Made-up study number 0123456789: no acute pulmonary process."] * 3, 80).to_str())
     out = tmp_path / "again"
-    manifest = retokenize(packed, out, TokenChoice(tokenizer=given, length=5))
+    manifest = retokenize(packed, out, TokenChoice(tokenizer=given, length=length))
     assert manifest.reports is not None
-    assert manifest.reports.length == 5
+    assert manifest.reports.length == length
     assert load_tokenizer(out / "tokenizer.json").to_str() == load_tokenizer(given).to_str()
-    check_tokens(out, length=5)
-    assert {len(contents["tok"]) for contents in members_of(out).values()} == {10}
+    check_tokens(out, length=length)
+    assert {len(contents["tok"]) for contents in members_of(out).values()} == {2 * length}
     assert verify(out, decode=True) == []
 
 

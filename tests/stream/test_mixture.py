@@ -67,6 +67,23 @@ def test_the_sets_are_mixed_and_not_dealt_in_turn() -> None:
     assert mixture.indexes(np.arange(DEALT))[1].tolist() != mixture.indexes(np.arange(DEALT, 2 * DEALT))[1].tolist()
 
 
+@pytest.mark.parametrize("position", [0, 30_000])
+def test_each_set_goes_through_its_own_windows(position: int) -> None:
+    sets = [([30, 20, 25, 40, 10], 1.0), ([40, 10, 35], 2.0)]
+    mixture = make(sets, 3)
+    windows = [set(shards) for _, shards in islice(mixture.windows_from(position), 60)]
+    for number, (sizes, _) in enumerate(sets):
+        first = sum(len(sizes) for sizes, _ in sets[:number])
+        mine = [found & set(range(first, first + len(sizes))) for found in windows]
+        changes = [found for found, before in zip(mine[1:], mine, strict=False) if found != before]
+        ahead = Order(sizes, 3, 2).windows_from(mixture.own_position(number, position))
+        own = [{first + shard for shard in shards} for _, shards in islice(ahead, 60)]
+        expected = [found for found, before in zip(own[1:], own, strict=False) if found != before]
+        assert mine[0] == own[0]
+        assert len(changes) > 10
+        assert changes == expected[: len(changes)]
+
+
 @pytest.mark.parametrize("position", [0, 1, 4095, 4096, 30_000])
 def test_the_shards_ahead_are_those_that_come(position: int) -> None:
     mixture = make([([5, 3, 2], 1.0), ([4, 1], 1.0)], 3)

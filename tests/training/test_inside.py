@@ -30,7 +30,7 @@ from mrm_stream.training import trainer
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
 from mrm_stream.training.engine import Engine
 from mrm_stream.training.metrics import read_metrics
-from mrm_stream.training.run_directory import COMPLETE
+from mrm_stream.training.run_directory import COMPLETE, ENCODER
 from mrm_stream.training.trainer import Trainer
 from tests.training.runs import SETTINGS
 
@@ -187,7 +187,7 @@ def test_steps_that_every_earlier_process_has_skipped_count(opened: Opened, monk
 
 
 def test_a_run_whose_encoder_could_not_be_written_is_not_complete(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
         raise StorageError("cannot be written: No space left on device")
@@ -199,8 +199,10 @@ def test_a_run_whose_encoder_could_not_be_written_is_not_complete(
             with pytest.raises(StorageError):
                 run.finish(weights)
         assert not (opened.out / COMPLETE).exists()
-        run.finish(weights)
+        with caplog.at_level(logging.INFO, logger=trainer.__name__):
+            run.finish(weights)
     assert (opened.out / COMPLETE).exists()
+    assert f"complete: the encoder is {opened.out / ENCODER}" in caplog.messages
 
 
 # ---- what a step is made of ----

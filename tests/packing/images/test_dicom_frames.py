@@ -178,6 +178,15 @@ def test_a_stream_cut_short_but_ended_is_found() -> None:
         assert code_of(dicom_of(stored, 12, syntax, stream=cut)) in ("image-truncated", "image-damaged")
 
 
+def test_an_empty_comment_before_the_frame_is_passed_over() -> None:
+    for syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless):
+        stored = picture(50, 60, 8)
+        data = dicom_of(stored, 8, syntax)
+        start, end = data.index(b"\xff\xd8\xff"), data.rindex(b"\xff\xd9") + 2
+        stream = data[start : start + 2] + b"\xff\xfe\x00\x02" + data[start + 2 : end]
+        np.testing.assert_array_equal(grey_of(dicom_of(stored, 8, syntax, stream=stream)), grey_of(data))
+
+
 def test_bytes_of_a_row_or_so_beyond_the_picture_are_passed_over() -> None:
     stored = picture(20, 30, 12)
     spare = dicom_of(stored, 12, PixelData=stored.tobytes() + b"\0" * 120)
