@@ -26,7 +26,7 @@ PACK = """
 import json, os, sys
 from pathlib import Path
 from mrm_stream.formats.options import PackOptions
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 
 seen = []
 def look(done):
@@ -34,7 +34,7 @@ def look(done):
     seen.append((done.records, pages * os.sysconf("SC_PAGE_SIZE")))
 
 options = PackOptions(samples_per_shard=50, short_side=64, vocabulary=300)
-pack("training-csv", Path(sys.argv[1]), Path(sys.argv[2]), options=options, progress=look)
+pack("training-csv", Path(sys.argv[1]), Path(sys.argv[2]), options=options, supervision=Supervision(progress=look))
 print(json.dumps(seen))
 """
 

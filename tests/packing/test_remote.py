@@ -33,7 +33,7 @@ import sys
 from mrm_stream.storage import paths, retries
 from mrm_stream.packing import lock
 from mrm_stream.formats.options import PackOptions
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 from mrm_stream.packing.workers import Workers
 from mrm_stream.storage.paths import parse_path
 
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     lock.RENEWED_S, retries.FIRST_PAUSE_S, paths._READ_S = 0.3, 0.01, 0.3
     root, out, workers = parse_path(sys.argv[1]), parse_path(sys.argv[2]), int(sys.argv[3])
     options = PackOptions(samples_per_shard=8, short_side=48, vocabulary=200)
-    pack("training-csv", root, out, options=options, max_bad=1.0, workers=Workers(workers))
+    pack("training-csv", root, out, options=options, workers=Workers(workers), supervision=Supervision(max_bad=1.0))
 """
 
 _numbers = count()
