@@ -1,4 +1,4 @@
-"""The zstd dictionary that a set's reports share, and the codec that uses it.
+"""The zstd dictionary that the reports of a set share, and the codec that uses it.
 
 Reports are a few hundred bytes of recurring phrases: alone they hardly shrink, with a dictionary they do.
 """
@@ -39,7 +39,7 @@ def learn_dictionary(reports: Iterable[str]) -> bytes:
 
 
 class ReportCodec:
-    """Compresses and restores reports with one dictionary."""
+    """Compresses and decompresses reports with one dictionary; not safe to share between threads."""
 
     def __init__(self, dictionary: bytes) -> None:
         content = zstandard.ZstdCompressionDict(dictionary)
@@ -51,7 +51,7 @@ class ReportCodec:
         """Return `report` as one zstd frame of its UTF-8 bytes."""
         return self._compressor.compress(report.encode())
 
-    def restore(self, frame: bytes) -> str:
+    def decompress(self, frame: bytes) -> str:
         """Return the report of a frame.
 
         Raises:

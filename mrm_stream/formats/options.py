@@ -27,7 +27,7 @@ BITS = range(8, 17)
 Blank = Literal["quarantine", "keep"]
 """What becomes of images with nothing on them; see `check_not_blank`."""
 Policy = Literal["keep", "ignore", "zero", "one", "mixed"]
-"""keep: stay -1. ignore: left out, as if not mentioned. zero: absent. one: present. mixed: by the finding."""
+"""keep: stay -1. ignore: dropped, as if not mentioned. zero: absent. one: present. mixed: by the finding."""
 Views = Literal["all", "frontal"]
 
 
@@ -53,7 +53,7 @@ class PackOptions:
     sections: tuple[str, ...] = ()
     """Of a report, in the order in which they become tokens; none: the whole report. Its text is kept whole."""
     views: Views = "all"
-    """frontal: views that begin with AP, PA or frontal; a record whose view is not known is left out."""
+    """frontal: views that begin with AP, PA or frontal; a record whose view is not known is skipped."""
     uncertain: Policy = "keep"
     """What becomes of labels that say uncertain (-1)."""
 

@@ -74,7 +74,7 @@ class ShardIndex:
         return len(self.offsets)
 
     def key(self, sample: int) -> str:
-        """Return the key of the sample at this place of the shard."""
+        """Return the key of the sample in this row, counted from 0."""
         return bytes(self.encoded_keys[sample]).decode("ascii")
 
     def span(self, sample: int, member: str) -> tuple[int, int]:

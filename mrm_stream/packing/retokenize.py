@@ -196,7 +196,7 @@ def _stored_reports(directory: AnyPath, manifest: Manifest, sections: tuple[str,
     for entry in manifest.splits.get("train", ()):
         for sample in _samples(directory, entry, manifest.members):
             assert sample.report is not None
-            report = codec.restore(sample.report)
+            report = codec.decompress(sample.report)
             with suppress(RecordError):
                 study = parse_json(sample.metadata)["study"]
                 yield text_to_tokenize(report, study, sections)
@@ -221,7 +221,7 @@ def _rewrite(task: _Task, entry: ShardEntry) -> tuple[ShardEntry | None, list[Re
             assert sample.report is not None
             try:
                 study = parse_json(sample.metadata)["study"]
-                report = codec.restore(sample.report)
+                report = codec.decompress(sample.report)
                 tokens = tokens_of(report, study, tokenizer, task.sections, task.reports.length)
             except RecordError as error:
                 path = f"{entry.file}::{sample.key}"

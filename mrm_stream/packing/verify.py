@@ -179,7 +179,7 @@ def _check_sample(contents: dict[str, bytes], vocabulary: int, codec: ReportCode
         if not tokens or len(tokens) % 2 or int(np.frombuffer(tokens, "<u2").max()) >= vocabulary:
             raise ValueError("the token ids are absent, cut short, or outside the vocabulary")
     if codec is not None:
-        codec.restore(contents["txt.zst"])
+        codec.decompress(contents["txt.zst"])
     if MASK_MEMBER in contents:
         try:
             with Image.open(io.BytesIO(contents[MASK_MEMBER]), formats=("PNG",)) as mask:

@@ -1,8 +1,9 @@
-"""What the operating system says of a file, told as what it is.
+"""Questions about local files that are answered, or refused, but never answered wrongly.
 
-No answer is taken for `there is no such file`, and none that the file is not to blame for (a permission, a file server
-that does not answer) is told as damage. `pathlib` and `glob` do both: `Path.exists` answers False or raises by the
-version of Python, a pattern matches nothing where a folder may not be listed.
+Where permission is denied or a file server does not answer, `pathlib` and `glob` say that there is no such file:
+`Path.exists` returns False or raises by the version of Python, and a pattern matches nothing in a folder that may not
+be listed. A job would then pack half a data set, or take a run's folder for an empty one. Here only a file that is
+known to be absent is absent; what the file is not to blame for is StorageError, and never told as damage of the file.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ _OF_THE_FILE = {
     *_ABSENT,
     *(errno.EISDIR, errno.ELOOP, errno.EILSEQ, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EIO),
 }
-"""What a file itself is to blame for. All else (a permission, a lost mount, too many open files) can be mended without
-touching it."""
+"""What a file itself is to blame for. All else (a permission, a lost mount, too many open files) can be put right
+without touching it."""
 
 
-def is_file(place: AnyPath) -> bool:
+def is_file(path: AnyPath) -> bool:
     """Return whether there is a file, or a link to one; StorageError where that cannot be told."""
-    return stat.S_ISREG(_mode(place)) if isinstance(place, Path) else place.is_file()
+    return stat.S_ISREG(_mode(path)) if isinstance(path, Path) else path.is_file()
 
 
-def is_folder(place: AnyPath) -> bool:
+def is_folder(path: AnyPath) -> bool:
     """Return whether there is a folder, or a link to one; StorageError where that cannot be told."""
-    return stat.S_ISDIR(_mode(place)) if isinstance(place, Path) else place.is_dir()
+    return stat.S_ISDIR(_mode(path)) if isinstance(path, Path) else path.is_dir()
 
 
-def is_there(place: AnyPath) -> bool:
+def is_there(path: AnyPath) -> bool:
     """Return whether there is a file, a folder or what else; StorageError where that cannot be told."""
-    return _mode(place) != 0 if isinstance(place, Path) else place.exists()
+    return _mode(path) != 0 if isinstance(path, Path) else path.exists()
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
@@ -96,7 +97,7 @@ def naming_files() -> Iterator[None]:
 
 
 def refuse_barred(error: OSError, where: AnyPath) -> None:
-    """Raise StorageError for what a file is not to blame for; where it is, do nothing: the caller tells of it."""
+    """Raise StorageError where the file is not to blame for an error; else return, and the caller tells of damage."""
     if isinstance(error, PermissionError) or error.errno not in {None, *_OF_THE_FILE}:
         raise storage_error(error, where) from error
 

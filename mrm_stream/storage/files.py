@@ -1,4 +1,8 @@
-"""Files and folders, local or behind a URL, used alike: bounded reads, listings, writes that arrive whole."""
+"""Reads, listings and writes that are the same for local paths and URLs.
+
+Reads are bounded, as a damaged or hostile file must not decide how much memory is taken. Writes to remote storage
+arrive whole or not at all, so that a reader never sees half a file. Local files are published by `publish.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from mrm_stream.storage.retries import FINAL, permitted, retrying, told
 _PIECE = 16 << 20
 
 
-def read_whole(place: AnyPath, limit: int) -> bytes:
+def read_whole(path: AnyPath, limit: int) -> bytes:
     """Return a file's bytes, one more than `limit` at most: a caller sees from the length that there are too many.
 
     Raises:
@@ -26,20 +30,20 @@ def read_whole(place: AnyPath, limit: int) -> bytes:
         OSError: A local file cannot be read.
         StorageError: Remote storage fails for good.
     """
-    if isinstance(place, Path):
-        with place.open("rb") as file:
+    if isinstance(path, Path):
+        with path.open("rb") as file:
             # Memory is taken for all that is asked for before a byte is read: no more than there is to read.
             return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
 
     def fetch() -> bytes:
         # One request for all of it, of known length: ranges past the end of an object are an error on some servers.
-        size = int(place.fs.info(place.path)["size"])
-        return b"" if size == 0 else _fetch(place, 0, min(size, limit + 1))
+        size = int(path.fs.info(path.path)["size"])
+        return b"" if size == 0 else _fetch(path, 0, min(size, limit + 1))
 
-    return retrying(fetch, place)
+    return retrying(fetch, path)
 
 
-def size_of(place: AnyPath) -> int:
+def size_of(path: AnyPath) -> int:
     """Return a file's size in bytes.
 
     Raises:
@@ -47,26 +51,26 @@ def size_of(place: AnyPath) -> int:
         OSError: The local disk says no.
         StorageError: Remote storage fails for good.
     """
-    if isinstance(place, Path):
-        return place.stat().st_size
-    return retrying(lambda: int(place.fs.info(place.path)["size"]), place)
+    if isinstance(path, Path):
+        return path.stat().st_size
+    return retrying(lambda: int(path.fs.info(path.path)["size"]), path)
 
 
-def read_pieces(place: AnyPath) -> Iterator[bytes]:
+def read_pieces(path: AnyPath) -> Iterator[bytes]:
     """Yield a remote file's bytes in pieces of at most 16 MiB; each is fetched again where it did not come whole.
 
     Raises:
         FileNotFoundError: It is absent.
         StorageError: Remote storage fails for good.
     """
-    size = size_of(place)
+    size = size_of(path)
     for start in range(0, size, _PIECE):
-        yield retrying(partial(_fetch, place, start, min(size, start + _PIECE)), place)
+        yield retrying(partial(_fetch, path, start, min(size, start + _PIECE)), path)
 
 
-def _fetch(place: AnyPath, start: int, end: int) -> bytes:
-    assert not isinstance(place, Path)
-    content: bytes = place.fs.cat_file(place.path, start=start, end=end)
+def _fetch(path: AnyPath, start: int, end: int) -> bytes:
+    assert not isinstance(path, Path)
+    content: bytes = path.fs.cat_file(path.path, start=start, end=end)
     if len(content) != end - start:
         raise ConnectionError("fewer bytes came than the object has")
     return content
@@ -97,7 +101,7 @@ def names_below(root: AnyPath, folder: str) -> Iterator[str]:
         StorageError: One of them may not be listed, links lead round in a circle, or storage fails for good.
     """
     if not isinstance(root, Path):
-        yield from (place.relative_to(str(root)).as_posix() for place in (root / folder).rglob("*"))
+        yield from (path.relative_to(str(root)).as_posix() for path in (root / folder).rglob("*"))
         return
     checked(root, folder)
     yield from _names_below(root, f"{folder}/", frozenset())
@@ -127,13 +131,13 @@ def is_within(path: AnyPath, folder: AnyPath) -> bool:
     return str(path).startswith(f"{str(folder).rstrip('/')}/")
 
 
-def remove(place: AnyPath) -> None:
+def remove(path: AnyPath) -> None:
     """Remove a file, if it is there; StorageError where remote storage fails for good, or denies it."""
-    if isinstance(place, Path):
-        place.unlink(missing_ok=True)
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
         return
     with suppress(FileNotFoundError):
-        permitted(lambda: place.fs.rm_file(place.path), place)
+        permitted(lambda: path.fs.rm_file(path.path), path)
 
 
 def remove_empty_folder(folder: AnyPath) -> None:
@@ -170,7 +174,7 @@ def upload(local: Path, to: AnyPath) -> None:
         raise
 
 
-def create_exclusively(place: AnyPath, content: bytes) -> bool:
+def create_exclusively(path: AnyPath, content: bytes) -> bool:
     """Create a small remote file unless there is one; return whether it was created.
 
     By a conditional write where storage has it (S3 does), so that one of two at the same time succeeds.
@@ -178,32 +182,32 @@ def create_exclusively(place: AnyPath, content: bytes) -> bool:
     Raises:
         StorageError: Remote storage fails for good, or may not be written to.
     """
-    assert not isinstance(place, Path)
+    assert not isinstance(path, Path)
 
     def create() -> None:
-        _make_folder_of(place)
-        place.fs.pipe_file(place.path, content, mode="create")
+        _make_folder_of(path)
+        path.fs.pipe_file(path.path, content, mode="create")
 
     try:
-        _writing(create, place)
+        _writing(create, path)
     except FileExistsError:
         # Ours after all, if the answer to an earlier attempt was lost on the way.
         with suppress(FileNotFoundError):
-            return read_whole(place, len(content)) == content
+            return read_whole(path, len(content)) == content
         return False
     return True
 
 
-def overwrite(place: AnyPath, content: bytes) -> None:
+def overwrite(path: AnyPath, content: bytes) -> None:
     """Write a small remote file, whether there is one or not; StorageError as `create_exclusively`."""
-    assert not isinstance(place, Path)
-    _writing(lambda: place.fs.pipe_file(place.path, content), place)
+    assert not isinstance(path, Path)
+    _writing(lambda: path.fs.pipe_file(path.path, content), path)
 
 
-def _make_folder_of(place: AnyPath) -> None:
-    assert not isinstance(place, Path)
-    if place.protocol not in OBJECT_STORES:
-        place.fs.makedirs(place.path.rpartition("/")[0], exist_ok=True)
+def _make_folder_of(path: AnyPath) -> None:
+    assert not isinstance(path, Path)
+    if path.protocol not in OBJECT_STORES:
+        path.fs.makedirs(path.path.rpartition("/")[0], exist_ok=True)
 
 
 def _writing(write: Callable[[], None], where: AnyPath) -> None:

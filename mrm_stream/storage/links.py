@@ -25,9 +25,9 @@ class FollowedPath(PosixPath):
     __slots__ = ()
 
 
-def followed(place: AnyPath) -> AnyPath:
-    """Return a root of which links are followed wherever they lead; a URL has none."""
-    return FollowedPath(place) if isinstance(place, Path) else place
+def followed(path: AnyPath) -> AnyPath:
+    """Return a root below which links are followed wherever they lead; a URL has no links."""
+    return FollowedPath(path) if isinstance(path, Path) else path
 
 
 def resolve_below(root: Path, path: str) -> Path:
@@ -76,9 +76,9 @@ def checked(root: AnyPath, path: str) -> AnyPath:
 
 
 def _first_link_out(root: Path, path: str, top: str) -> Path:
-    place = root
+    link = root
     for part in PurePosixPath(path).parts:
-        place = place / part
-        if not Path(os.path.realpath(place)).is_relative_to(top):
+        link = link / part
+        if not Path(os.path.realpath(link)).is_relative_to(top):
             break
-    return place
+    return link

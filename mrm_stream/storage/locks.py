@@ -1,4 +1,4 @@
-"""Locks of the kernel's on open files, which it lets go of when their holder dies."""
+"""Locks on open files: the kernel releases them when their holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def try_lock(file: IO[bytes] | int, *, shared: bool = False) -> bool:
 
     Args:
         file: An open file, or its descriptor; the lock lasts as long as it is open.
-        shared: Held in company, not alone.
+        shared: Together with others that share it; else alone.
 
     Raises:
         BlockingIOError: Another open file holds it.

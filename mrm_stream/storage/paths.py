@@ -89,15 +89,15 @@ def parse_path(text: str) -> AnyPath:
             "retries": {"total_max_attempts": 1, "mode": "legacy"},
         }
     try:
-        place = RemotePath(text, **options)
-        _ = place.fs
+        path = RemotePath(text, **options)
+        _ = path.fs
     except (ImportError, ValueError) as error:
         raise StorageError(
             f"cannot be reached: {error}", where=text, remedy="For s3://: pip install 'mrm-stream[s3]'."
         ) from error
-    return place
+    return path
 
 
-def is_remote(place: AnyPath) -> bool:
-    """Return whether a place is reached by URL."""
-    return not isinstance(place, Path)
+def is_remote(path: AnyPath) -> bool:
+    """Return whether a path is reached by URL."""
+    return not isinstance(path, Path)

@@ -75,7 +75,7 @@ def publishing(path: AnyPath, *, staging: AnyPath | None = None) -> Iterator[Has
         staging: Folder of a local one's temporary file, on the same file system; by default the folder of `path`.
 
     Raises:
-        StorageError: The disk is full, or the place cannot be written to. Nothing is left behind.
+        StorageError: The disk is full, or the path cannot be written to. Nothing is left behind.
     """
     if not isinstance(path, Path):
         with staging_folder() as folder:

@@ -1,4 +1,8 @@
-"""Files and folders elsewhere, asked about with patience: no answer is never taken for `there is no such file`."""
+"""Files and folders behind a URL, as paths whose questions are asked again while storage fails with transient errors.
+
+A question that storage did not answer is not answered with no: a shard taken for absent would be packed again, a set
+taken for absent would end a run.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,15 @@ from mrm_stream.storage.retries import permitted
 class RemotePath(ProxyUPath):
     """A file or folder behind a URL, used like a `pathlib.Path`.
 
-    Each question is asked again while storage fails with transient errors; UPath itself answers False to `is_file`
-    whatever went wrong. All of them raise StorageError where storage fails for good or denies the answer.
+    UPath itself answers False to `is_file` whatever went wrong. All methods here raise StorageError where storage fails
+    for good or denies the answer.
     """
 
     __slots__ = ()
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system; one is shared by all places of a process that were made alike."""
+        """The fsspec file system; shared by all paths of a process that were made with the same options."""
         system = self.__wrapped__.fs
         if self.protocol in ("s3", "s3a"):
             system.retries = 1  # Its own five would multiply with ours.

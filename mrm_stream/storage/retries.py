@@ -1,4 +1,8 @@
-"""Patience with storage elsewhere: what fails for a moment is tried again, what fails for good is told at once."""
+"""Retries of remote storage: transient errors with growing pauses, and none of what another attempt would only repeat.
+
+A run over weeks meets every transient error that a network has, so none of them may end it. But a wrong bucket name
+must be told in a second, not after half a minute of pauses: hence the two lists of what is final.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ T = TypeVar("T")
 
 ATTEMPTS = 8
 FIRST_PAUSE_S = 0.25
-"""Before the second attempt; doubled before each later one, so that eight take half a minute of pauses."""
+"""Seconds before the second attempt; doubled before each later one, so that eight attempts pause for half a minute."""
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 """Errors that another attempt would only meet again."""
-# Final too, by name: botocore is not imported for it.
+# Final too, by name, so that botocore need not be imported.
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "UnknownServiceError"}
 
 log = logging.getLogger(__name__)

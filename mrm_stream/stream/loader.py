@@ -298,5 +298,5 @@ class _Batches(Generic[T]):
                 f"{count} of {self.order.samples} samples are bad, data.max_bad_samples is {self._max_bad_samples}: "
                 f"{first}{'; ...' if count > 3 else ''}",
                 where=self._shards.directory,
-                remedy="Run `mrm-stream shard` again, or raise data.max_bad_samples if so many may be left out.",
+                remedy="Run `mrm-stream shard` again, or raise data.max_bad_samples if so many may be replaced.",
             )

@@ -25,8 +25,8 @@ def open_data(data: DataConfig, needs: Needs = IMAGES) -> SampleSource:
         ConfigError: A set lies elsewhere, and there is no cache.
         StorageError: The storage does not answer, or the cache cannot be made.
     """
-    places = [data.shards, *data.mixture]
-    sets = [open_set(parse_path(place), data.split, data, needs, of=len(places)) for place in places]
+    directories = [data.shards, *data.mixture]
+    sets = [open_set(parse_path(directory), data.split, data, needs, of=len(directories)) for directory in directories]
     return sets[0] if len(sets) == 1 else JoinedSets(sets, [1.0, *data.mixture.values()])
 
 
@@ -37,9 +37,9 @@ def fingerprint_of(data: DataConfig) -> str:
         ShardError: A manifest cannot be read.
         StorageError: The storage does not answer.
     """
-    places = [data.shards, *data.mixture]
-    fingerprints = [split_fingerprint(read_manifest(parse_path(place)), data.split) for place in places]
-    return fingerprints[0] if len(places) == 1 else joined_fingerprint(fingerprints, [1.0, *data.mixture.values()])
+    directories = [data.shards, *data.mixture]
+    fingerprints = [split_fingerprint(read_manifest(parse_path(directory)), data.split) for directory in directories]
+    return fingerprints[0] if len(directories) == 1 else joined_fingerprint(fingerprints, [1.0, *data.mixture.values()])
 
 
 def open_set(directory: AnyPath, split: str, data: DataConfig, needs: Needs = IMAGES, *, of: int = 1) -> ShardSet:

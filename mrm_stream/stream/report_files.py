@@ -61,7 +61,7 @@ class ReportFiles:
         with self._lock:  # zstd's contexts serve one thread at a time
             if self._codec is None:
                 self._codec = self._load_codec()
-            return self._codec.restore(compressed)
+            return self._codec.decompress(compressed)
 
     def _load_codec(self) -> ReportCodec:
         path = self._directory / DICTIONARY

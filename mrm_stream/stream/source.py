@@ -95,7 +95,7 @@ class SampleSource(Protocol):
         """Return the tokenizer that the token ids are of."""
 
     def close(self) -> None:
-        """Stop what runs in the background, and let go of what is held."""
+        """Stop what runs in the background, and release what is held."""
 
 
 def reports_of(samples: SampleSource) -> ReportsEntry:

@@ -6,7 +6,7 @@ import re
 import string
 
 SAYS_NOTHING = "the report says nothing"
-"""The reason for which a record with such a report is left out."""
+"""The reason for which a record with such a report is quarantined."""
 
 _NAMES = frozenset(
     {

@@ -158,7 +158,7 @@ class Section(NamedTuple):
 def split_sections(report: str) -> list[Section]:
     """Return the parts of a report in their order, each as often as it occurs; takes time linear in its length.
 
-    What precedes the first header is the `preamble`. Empty findings and impressions are left out. If there are
+    What precedes the first header is the `preamble`. Empty findings and impressions are skipped. If there are
     neither, what follows the first blank line of the last section is the `last_paragraph`.
 
     A header is in capitals, and ends with a colon and white space. In a report of MIMIC-CXR it stands after one space,

@@ -16,14 +16,14 @@ def test_the_dictionary_is_fixed_by_the_reports_and_loses_nothing(count: int) ->
     assert learn_dictionary(reports) == dictionary
     codec = ReportCodec(dictionary)
     frames = [codec.compress(report) for report in reports]
-    assert [codec.restore(frame) for frame in frames] == reports
+    assert [codec.decompress(frame) for frame in frames] == reports
     if count == 3000:
         assert sum(map(len, frames)) < 0.6 * sum(map(len, reports))
         with pytest.raises(ValueError, match="damaged"):
-            ReportCodec(b"another").restore(frames[0])
+            ReportCodec(b"another").decompress(frames[0])
 
 
 def test_a_frame_that_would_fill_the_memory_is_refused() -> None:
     codec = ReportCodec(b"")
     with pytest.raises(ValueError, match="larger"):
-        codec.restore(codec.compress("a" * ((1 << 20) + 1)))
+        codec.decompress(codec.compress("a" * ((1 << 20) + 1)))

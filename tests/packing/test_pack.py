@@ -73,7 +73,7 @@ def test_the_set_holds_every_good_record_once(mixed_set: Path, packed: Path) -> 
             keys.append(index.key(number))
             spans = zip(index.offsets[number], index.sizes[number], strict=True)
             jpeg, tokens, metadata, frame = (content[offset : offset + size] for offset, size in spans)
-            report = codec.restore(frame)
+            report = codec.decompress(frame)
             assert report.startswith(f"Made-up study {int(keys[-1].removeprefix('good-'))}:")
             np.testing.assert_array_equal(np.frombuffer(tokens, "<u2"), encode_report(tokenizer, report))
             height, width, *_ = simplejpeg.decode_jpeg_header((mixed_set / f"images/{keys[-1]}.jpg").read_bytes())

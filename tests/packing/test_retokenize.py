@@ -79,7 +79,7 @@ def check_tokens(directory: Path, length: int | None = None) -> None:
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     codec = ReportCodec((directory / "reports.zdict").read_bytes())
     for contents in members_of(directory).values():
-        expected = encode_report(tokenizer, codec.restore(contents["txt.zst"]))[:length]
+        expected = encode_report(tokenizer, codec.decompress(contents["txt.zst"]))[:length]
         np.testing.assert_array_equal(np.frombuffer(contents["tok"], "<u2"), expected)
 
 

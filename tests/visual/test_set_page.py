@@ -188,7 +188,7 @@ def test_no_report_is_on_the_page_or_the_terminal(phantom: Path, tmp_path: Path)
     for tar in phantom.glob("*.tar"):
         index, content = read_index(tar), tar.read_bytes()
         for start, size in zip(index.offsets[:, 3].tolist(), index.sizes[:, 3].tolist(), strict=True):
-            report = codec.restore(content[start : start + size])
+            report = codec.decompress(content[start : start + size])
             sentences |= {" ".join(part.split()).lower() for part in report.split(".") if len(part.split()) > 2}
     assert len(sentences) > 20
     assert not [sentence for sentence in sentences if sentence in shown]
