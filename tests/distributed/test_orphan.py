@@ -38,13 +38,13 @@ def output_of(process: subprocess.Popen[str]) -> IO[str]:
     return process.stdout
 
 
-def launched(folder: Path, *names: str, between: tuple[str, ...] = ()) -> list[str]:
+def launched(folder: Path, *names: str, between: tuple[str, ...] = (), rank: str = RANK) -> list[str]:
     """A rank below launchers of these names, the outermost first."""
     command = []
     for name in names:
         (folder / name).write_text(LAUNCHER)
         command += [sys.executable, str(folder / name)]
-    return [*command, *between, sys.executable, "-c", RANK]
+    return [*command, *between, sys.executable, "-c", rank]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,14 @@ def test_a_rank_that_was_asked_to_stop_too_is_left_to_save(tmp_path: Path) -> No
         assert process.wait(timeout=20) == -signal.SIGTERM
         assert output_of(process).readline() == "went on\n"
         os.kill(rank, signal.SIGKILL)
+
+
+def test_a_rank_that_is_done_ends_while_its_launcher_lives(tmp_path: Path) -> None:
+    with start(*launched(tmp_path, "torchrun", rank=RANK.partition("print")[0])) as process:
+        try:
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()  # And a rank that has not ended ends with it.
 
 
 def test_a_shell_that_ends_takes_no_rank_with_it() -> None:
