@@ -155,6 +155,7 @@ class ShardCache:
             StorageError: The source cannot be read, or the folder cannot be written to.
         """
         path = self._folder.path / name
+        # Without a `use` lock: only tars are evicted.
         with self._folder.naming(), self._folder.held(name, "fetch"):
             if not _has_digest(path, digest):
                 self._copy(name, digest, _SMALL_FILE)
@@ -163,6 +164,7 @@ class ShardCache:
     def close(self) -> None:
         """Release all shards; they stay in the folder for the next run."""
         with self._lock:
+            # Fetches look at it between two pieces, and waits for a lock end with it.
             self._closed.set()
             _abandon(self._used, self._fetchers)
         self._fetchers.join(CLOSE_S)
@@ -197,12 +199,14 @@ class ShardCache:
                         self.counts.hits += 1
                 else:
                     self._fetch(entry)
+                # Used now, whether found or fetched: others take the oldest for the one to evict.
                 os.utime(self._folder.path / entry.file)
 
     def _is_whole(self, entry: ShardEntry) -> bool:
         tar = self._folder.path / entry.file
         if not is_there(tar):
             return False
+        # Read in full, at the speed of the disk: the folder may have lain there for months, open to whoever can write.
         files = ((tar.with_suffix(".idx"), entry.index_sha256), (tar, entry.sha256))
         wrong = [path.name for path, digest in files if not _has_digest(path, digest)]
         if wrong:
@@ -223,6 +227,7 @@ class ShardCache:
                 self._make_room(entry, 0)
                 self._copy_shard(entry)
         finally:
+            # Also where it failed: what never comes must not take room for ever.
             self._folder.arrived(entry)
         with self._lock:
             self.counts.fetched += 1

@@ -62,8 +62,10 @@ class CacheFolder:
         """
         # One process at a time: two that count at once would each think the same room theirs.
         with self.held("room"):
+            # By modification time, which we set when a shard is used: most disks are mounted without access times.
             tars = sorted((_last_used(tar), tar) for tar in matching(self.path, "*.tar"))
             with self._lock:
+                # Before the lock is released: the next to count must know of it, long before its file is there.
                 self._coming[entry.file] = entry.bytes
                 held = sum(self._coming.values())
             held += sum(size for (_, size), _ in tars)

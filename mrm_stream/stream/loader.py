@@ -107,6 +107,7 @@ class Loader(Iterator[T]):
         if self._closed:
             raise StopIteration
         if self._prefetcher is None:
+            # Begun with the first batch, not when the loader is made: until then a state may be loaded.
             items = self._batches.following(self._position)
             self._prefetcher = Prefetcher(items, self._options.prefetch, stalled_after=self._options.stalled_after)
         made = next(self._prefetcher)
@@ -139,6 +140,7 @@ class Loader(Iterator[T]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what continues after the last batch handed out: JSON types; positions are of the global order."""
+        # The bad samples too: a resumed run would else find them again one by one, with its budget granted anew.
         return {
             "version": STATE_VERSION,
             **self._identity,
@@ -161,6 +163,8 @@ class Loader(Iterator[T]):
             "window": "Set data.window as the run was begun with, or begin a new run.",
             "fingerprint": "Use the packed set and split that the run was begun with, or begin a new run.",
         }
+        # With any of these changed the same position is another sample: the run would go on without an error, but see
+        # some samples twice in an epoch and others never.
         for name, ours in self._identity.items():
             if state.get(name) != ours:
                 raise _refused(f"has {name} {state.get(name)!r}, this run has {ours!r}", remedies[name])
@@ -171,6 +175,7 @@ class Loader(Iterator[T]):
             raise _refused(f"has position {position!r}, which no run reaches", another)
         if not isinstance(bad_samples, list) or not all(_is_index(index, samples) for index in bad_samples):
             raise _refused("does not list bad samples of this set", another)
+        # A dictionary as an ordered set: the state lists them in the order in which they were found.
         bad = dict.fromkeys(bad_samples)
         if len(bad) == samples:  # the search for a good one would never end
             raise _refused("lists all samples of this set as bad samples", another)
@@ -221,10 +226,12 @@ class _Batches(Generic[T]):
         while True:
             if self._shards.wants_hints:
                 self._hint(position)
+            # This rank's alone: of a step of 262,144 samples over thousands of ranks, each computes its own few.
             positions_B = np.arange(position + self._part.start, position + self._part.stop)
             epochs_B, indexes_B = self.order.indexes(positions_B)
             pairs = zip(indexes_B.tolist(), epochs_B.tolist(), strict=True)
             batch = self._transformed([Draw(self._good_sample(index), epoch) for index, epoch in pairs])
+            # The whole step's: all ranks come to the same position, so any rank's state resumes all of them.
             position += self._batch_size
             yield _Made(batch, position, len(self.bad))
 
@@ -260,6 +267,7 @@ class _Batches(Generic[T]):
             except DamagedSamplesError as damaged:
                 reasons = damaged.reasons
             assert reasons, "some samples are damaged, but none is named"
+            # Only the decoder can tell that a JPEG is damaged, and does so for a whole batch at once.
             for slot, reason in reasons.items():
                 self._mark_bad(draws[slot].sample.index, reason)
             draws = [self._replaced(draw) for draw in draws]

@@ -121,6 +121,7 @@ class ShardSet:
                 where="data.cache",
                 remedy="Set it to a local folder, on a fast disk.",
             )
+        # A look at each file's size takes microseconds: a copy that was cut short is told now, not hours into the run.
         for entry in manifest.splits[split]:
             _check_files(directory / entry.file, entry)
         return cls(directory, split, manifest, needs=needs, verify=verify)
@@ -268,6 +269,8 @@ class ShardSet:
 
     def _whole(self, shard: int) -> tuple[ShardIndex, memoryview]:
         """Return a shard's index and bytes, both known to be the manifest's."""
+        # Whatever is wrong with a shard or its index is wrong with all its samples: an error of its own, so that who
+        # replaces bad samples does not replace them one by one.
         try:
             table, data = self._opened.index(shard), self._opened.data(shard)
             if self._checksums is not None:
