@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 
 class MrmStreamError(Exception):
-    """Something that the user can mend.
+    """Something that the user can repair.
 
     Args:
         what: What is wrong, as one clause.
-        where: The file (a path or URL), and the place in it, or the setting.
+        where: The file (a path or URL), and the position in it, or the setting.
         remedy: What to do about it.
     """
 
@@ -26,9 +26,9 @@ class MrmStreamError(Exception):
         super().__init__(what, self.where, remedy)
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
+        where = f"{self.where}: " if self.where else ""
         remedy = f"\n  {self.remedy}" if self.remedy else ""
-        return f"{place}{self.what}{remedy}"
+        return f"{where}{self.what}{remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors cross process boundaries.
@@ -62,7 +62,7 @@ class ShardError(MrmStreamError):
 
 
 class StorageError(MrmStreamError):
-    """A file or folder cannot be written: the disk is full, or the place may not be written to."""
+    """A file or folder cannot be written: the disk is full, or writing there is not allowed."""
 
 
 class CheckpointError(MrmStreamError):
@@ -70,7 +70,7 @@ class CheckpointError(MrmStreamError):
 
 
 class ClusterError(MrmStreamError):
-    """The processes that share the work, here or on other machines, cannot be reached, or were killed."""
+    """The processes that do the work, here or on other machines, cannot be reached, or were killed."""
 
 
 class RecordError(MrmStreamError):
@@ -91,6 +91,6 @@ class DamagedSamplesError(MrmStreamError):
     def __init__(self, reasons: Mapping[int, str]) -> None:
         super().__init__(
             f"{len(reasons)} damaged samples in a batch",
-            remedy="`mrm-stream verify DIR --decode` names them; `mrm-stream repair DIR --root SOURCE` mends the set.",
+            remedy="`mrm-stream verify DIR --decode` names them; `mrm-stream repair DIR --root SOURCE` replaces them.",
         )
         self.reasons = dict(reasons)

@@ -1,4 +1,4 @@
-"""How long work shows where it is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Advance(Protocol):
         Args:
             done: How many are done, by this run or an earlier one.
             total: How many there are in all; None: not known yet.
-            note: What else there is to say.
-            kept: How many of those done an earlier run has done: they tell nothing of this one's pace.
+            note: Text to add.
+            kept: How many of those done an earlier run has done; they do not count for this one's speed.
         """
 
 

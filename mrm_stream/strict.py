@@ -21,7 +21,7 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     """Return what a JSON text holds.
 
     Raises:
-        DuplicateKeyError: A key stands twice in one object, at whatever depth.
+        DuplicateKeyError: A key is given twice in one object, at whatever depth.
         ValueError: It is not JSON, or not in an encoding of JSON's.
         RecursionError: It is too deep.
 
@@ -42,7 +42,7 @@ def parse_yaml(text: str) -> Any:
     What a mapping merges (`<<: *other`) may be given anew beside it, as is usual.
 
     Raises:
-        DuplicateKeyError: A key stands twice in one mapping, at whatever depth; both lines are told.
+        DuplicateKeyError: A key is given twice in one mapping, at whatever depth; the message has both lines.
         yaml.YAMLError: It is not YAML, or holds what only objects of a program could be made of.
         ValueError: It holds a date that is none.
         RecursionError: It is too deep.
@@ -61,7 +61,7 @@ def parse_yaml(text: str) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         # Called for each mapping before it is made, with its keys as they are written: merged ones are not there yet.
-        # A mapping that an alias repeats is flattened again: its merged keys then stand before its own.
+        # A mapping that an alias repeats is flattened again, when its merged keys are among its own already.
         if not hasattr(node, "is_checked"):
             self._refuse_duplicates(node)
             node.is_checked = True  # type: ignore[attr-defined]

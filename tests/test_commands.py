@@ -99,7 +99,7 @@ def test_verify_finds_nothing_wrong_with_a_whole_set(packed: Path, workers: int)
     assert "no fault found\n" in says("verify", packed, "--decode", "--workers", workers)
 
 
-def test_verify_names_what_repair_mends_and_what_it_does_not(copy: Path) -> None:
+def test_verify_names_what_repair_repairs_and_what_it_does_not(copy: Path) -> None:
     name = damage(a_shard(copy))
     said = fails("verify", copy, "--workers", 1)
     assert f"{name}: the SHA-256 is not the manifest's" in said
@@ -158,12 +158,12 @@ def test_inspect_refuses_a_page_that_is_none(packed: Path, tmp_path: Path) -> No
 # ---- repair ----
 
 
-def test_repair_mends(tree: Path, packed: Path, copy: Path) -> None:
+def test_repair_makes_a_set_whole(tree: Path, packed: Path, copy: Path) -> None:
     assert "there was no fault" in says("repair", copy, "--root", tree, "--workers", 1)
     tar = a_shard(copy)
     damage(tar)
     (copy / "tokenizer.json").unlink()
-    assert "2 faults mended" in says("repair", copy, "--root", tree, "--workers", 1)
+    assert "2 faults repaired" in says("repair", copy, "--root", tree, "--workers", 1)
     assert verify(copy) == []
     assert tar.read_bytes() == a_shard(packed).read_bytes()
 
@@ -248,12 +248,12 @@ def test_nothing_is_stored_elsewhere_unless_that_was_said(tree: Path, packed: Pa
     assert names_in(parse_path(there)) == set()
 
 
-def test_with_the_flag_a_set_elsewhere_is_mended_and_tokenized(tree: Path, packed: Path) -> None:
+def test_with_the_flag_a_set_elsewhere_is_repaired_and_tokenized(tree: Path, packed: Path) -> None:
     there, again = parse_path("memory://commands/set"), parse_path("memory://commands/again")
     for path in packed.iterdir():
         upload(path, there / path.name)
     (there / a_shard(packed).name).unlink()
-    assert "1 fault mended" in says("repair", there, "--root", tree, "--workers", 1, FLAG)
+    assert "1 fault repaired" in says("repair", there, "--root", tree, "--workers", 1, FLAG)
     assert verify(there) == []
     says("tokenize", there, "--out", again, "--sections", "findings", "--workers", 1, FLAG)
     assert verify(again, decode=True) == []

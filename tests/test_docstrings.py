@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mrm_stream"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-WITHOUT_SHAPES = 3
+WITHOUT_SHAPES = 2
 """Public functions that take or return arrays and do not say of which shape; it may only shrink."""
 
 _ARRAYS = {"Tensor", "NDArray", "ndarray", "ArrayLike"}
@@ -50,26 +50,31 @@ def has_array(annotation: ast.expr | None) -> bool:
     )
 
 
-def public_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Functions and methods that are not private, nor is their class; `__call__` and its like are public."""
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def public_functions(body: list[ast.stmt], of_class: str = "") -> Iterator[tuple[Function, str]]:
+    """Functions and methods that are not private, nor is their class, and the docstring; `__call__` and its like too.
+
+    What `__init__` takes is told in the docstring `of_class`.
+    """
     for node in body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            yield from public_functions(node.body)
+            yield from public_functions(node.body, ast.get_docstring(node) or "")
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and re.match(r"[^_]|__", node.name):
-            yield node
+            yield node, (ast.get_docstring(node) or "") + (of_class if node.name == "__init__" else "")
 
 
-def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+def parameters(function: Function) -> list[ast.arg]:
     given = function.args
     extra = [argument for argument in (given.vararg, given.kwarg) if argument is not None]
     return [*given.posonlyargs, *given.args, *given.kwonlyargs, *extra]
 
 
-def lacks_shapes(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def lacks_shapes(function: Function, words: str) -> bool:
     arrays = [argument for argument in parameters(function) if has_array(argument.annotation)]
     if not arrays and not has_array(function.returns):
         return False
-    words = ast.get_docstring(function) or ""
     prose = re.sub(r"^\s*(>>>|\.\.\.).*$", "", words, flags=re.MULTILINE)
     return not (
         _SHAPE.search(prose) or _SUFFIX.search(prose) or any(_SUFFIX.search(argument.arg) for argument in arrays)
@@ -78,7 +83,11 @@ def lacks_shapes(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def without_shapes(path: Path) -> list[str]:
     functions = public_functions(parsed(path).body)
-    return [f"{path.name}:{function.lineno} {function.name}" for function in functions if lacks_shapes(function)]
+    return [
+        f"{path.name}:{function.lineno} {function.name}"
+        for function, words in functions
+        if lacks_shapes(function, words)
+    ]
 
 
 _ARRAYS |= aliases()
@@ -106,6 +115,8 @@ def test_public_functions_tell_the_shapes_of_what_they_take_and_return() -> None
         ("def f(a: Sequence[int]) -> int: ...", False),
         ("def _f(a: Tensor) -> int: ...", False),
         ("class A:\n    def f(self, a: Tensor) -> int: ...", True),
+        ("class A:\n    def __init__(self, a: Tensor) -> None: ...", True),
+        ("class A:\n    'Of weights, (N,).'\n    def __init__(self, a: Tensor) -> None: ...", False),
         ("class A:\n    def __call__(self, a: Tensor) -> int: ...", True),
         ("class _A:\n    def f(self, a: Tensor) -> int: ...", False),
     ],

@@ -62,8 +62,8 @@ def test_the_remedy_of_a_damaged_set_can_be_pasted(folder: Path) -> None:
     next((folder / "set").glob("*.tar")).unlink()
     said = output("verify", folder / "set", "--workers", 1, code=1)
     (line,) = [line for line in said.splitlines() if "repair" in line]
-    words = shlex.split(line.replace("SOURCE mends what it can.", shlex.quote(str(folder / "tree"))))
-    assert "1 fault mended" in output(*words[1:], "--workers", 1)
+    words = shlex.split(line.replace("SOURCE repairs what it can.", shlex.quote(str(folder / "tree"))))
+    assert "1 fault repaired" in output(*words[1:], "--workers", 1)
 
 
 def test_a_command_line_survives_the_shell() -> None:

@@ -90,7 +90,7 @@ def bench_data(
         for number in range(options.rounds):
             found: dict[str, dict[str, Run]] = {}
             for stage, names in stages.items():
-                # Another one first in each round: none always follows the same one.
+                # Each round starts with another one, so that none always follows the same one.
                 first = number % len(names)
                 runs: dict[str, Run] = {}
                 for name in names[first:] + names[:first]:
@@ -105,7 +105,7 @@ def bench_data(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=machine(),
             versions=versions(_LIBRARIES) | ({MOSAICML: other.version} if other else {}),
-            notes=tuple(f"{name} was left out: {why}" for name, why in missing.items()),
+            notes=tuple(f"{name} was skipped: {why}" for name, why in missing.items()),
             rounds=tuple(rounds),
         )
         publish_bytes(out / RESULT, json.dumps(result.to_json(), indent=2).encode() + b"\n")
@@ -157,6 +157,6 @@ def _require_peers() -> None:
     for module in ("webdataset", "torchvision"):
         if not _is_there(module):
             raise MrmStreamError(
-                f"{module}, which the data's way to the model is measured beside, is not installed",
+                f"{module}, a peer that reading and decoding are compared with, is not installed",
                 remedy="Run: pip install 'mrm-stream[bench]'",
             )

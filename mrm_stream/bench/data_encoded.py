@@ -1,7 +1,7 @@
-"""Who hands encoded samples on, one process each: a pass over the set, in shuffled order, by its own means.
+"""Reading encoded samples, by ours and by webdataset: one pass over the set in shuffled order, in a process each.
 
 webdataset is run as its documentation has it, with shards and a buffer shuffled. A sample is its JPEG and its tokens;
-nobody looks into them.
+neither is decoded.
 """
 
 from __future__ import annotations

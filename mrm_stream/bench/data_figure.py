@@ -24,7 +24,7 @@ _OTHER = "#b8c4cc"
 
 
 def data_table(result: DataBench, *, terminal: bool) -> str:
-    """Return the tables as text, then what was left out.
+    """Return the tables as text, then what was skipped.
 
     `CPU ms` is a sample's, of all processes; `ours/it` the ratio of samples/s, and `by CPU` that of the processor's
     time, which other work on the machine disturbs less; `memory` the largest process's.
@@ -103,12 +103,12 @@ def draw_data_bench(result: DataBench) -> bytes:
     for axis, stage in zip(figure.subplots(2, 2).flat, STAGES, strict=True):
         names = result.contenders(stage)
         most = 0.0
-        for place, name in enumerate(names):
+        for row, name in enumerate(names):
             values = [run.seconds if stage == RESUME else run.rate for run in result.runs(stage, name)]
             middle, most = median(values), max(most, *values)
-            axis.barh(place, middle, height=0.62, color=_COLOURS.get(name, _OTHER))
-            axis.hlines(place, min(values), max(values), color="#333333", lw=1.2)
-            axis.text(max(values), place, f"  {_label(result, stage, name, middle)}", va="center", fontsize=8)
+            axis.barh(row, middle, height=0.62, color=_COLOURS.get(name, _OTHER))
+            axis.hlines(row, min(values), max(values), color="#333333", lw=1.2)
+            axis.text(max(values), row, f"  {_label(result, stage, name, middle)}", va="center", fontsize=8)
         labels = [f"{name}\n(decodes only)" if name == "libjpeg-turbo" else name for name in names]
         axis.set_yticks(range(len(names)), labels, fontsize=8)
         axis.invert_yaxis()

@@ -110,7 +110,7 @@ class DataBench:
     machine: dict[str, Any]
     versions: dict[str, str]
     notes: tuple[str, ...]
-    """What was left out, and why."""
+    """What was skipped, and why."""
     rounds: tuple[dict[str, dict[str, Run]], ...]
     """Stage to contender to its run, round by round."""
 

@@ -39,7 +39,7 @@ class DataSets:
     encoded: Path
     """The large ones, each several times."""
     mds: Path
-    """The same bytes as mosaicml-streaming's shards; absent where it is left out."""
+    """The same bytes as mosaicml-streaming's shards; absent where it is skipped."""
     long: Path
     """An epoch too long for the disk: only the shards that a resumed run reads are whole."""
     position: int

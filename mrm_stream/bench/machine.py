@@ -84,7 +84,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of Python and of these distributions; those that are not installed are left out."""
+    """Return the versions of Python and of these distributions; those that are not installed are skipped."""
     found = {"python": platform.python_version()}
     for name in names:
         try:

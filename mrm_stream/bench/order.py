@@ -1,7 +1,7 @@
 """`mrm-stream bench order`: how well an epoch is shuffled, beside a full shuffle and WebDataset's buffer.
 
 Nothing is read: a source is a row of numbers, and its label belongs to the first ones, as in a source that is listed
-class by class. The shards hold it in that order (what a shuffle must mend when others packed the shards), or as
+class by class. The shards hold it in that order (which a shuffle must make up for when others packed the shards), or as
 `mrm-stream shard` deals records out (what a run meets).
 """
 
@@ -62,7 +62,7 @@ def bench_order(
     options = options or OrderBenchOptions()
     if find_spec("webdataset") is None:
         raise MrmStreamError(
-            "webdataset, which the order is measured beside, is not installed",
+            "webdataset, a peer that the order is compared with, is not installed",
             remedy="Run: pip install 'mrm-stream[bench]'",
         )
     advance = progress or (lambda done, total, note: None)
@@ -104,12 +104,13 @@ def deal(options: OrderBenchOptions, seed: int) -> tuple[NDArray[np.int64], NDAr
     """Return what packing makes of the source.
 
     Returns:
-        The place in the source of the sample at each index of the shards, shape (samples,), and the shards' sizes.
+        (position in the source of the sample at each index of the shards, shape (samples,); the shards' sizes,
+        shape (shards,)).
     """
-    records = [Record(f"{place:09d}", "") for place in range(options.samples)]
+    records = [Record(f"{position:09d}", "") for position in range(options.samples)]
     plans = plan_shards(records, PackOptions(samples_per_shard=options.samples_per_shard, seed=seed))
-    places = np.array([int(record.key) for plan in plans for record in plan.records], np.int64)
-    return places, np.array([len(plan.records) for plan in plans], np.int64)
+    positions = np.array([int(record.key) for plan in plans for record in plan.records], np.int64)
+    return positions, np.array([len(plan.records) for plan in plans], np.int64)
 
 
 def shuffles_of(options: OrderBenchOptions) -> dict[str, Shuffle]:
@@ -143,7 +144,7 @@ def _webdataset(buffer: int) -> Shuffle:
         from webdataset import filters
 
         firsts = np.cumsum(sizes) - sizes
-        # `initial` is what is read before the first one leaves: left as it is, the first shards would be mixed less.
+        # `initial` is what is read before the first one is yielded: by default less, which mixes the first shards less.
         shards = filters.shuffle(len(sizes), initial=len(sizes), seed=seed)(iter(range(len(sizes))))
         stream = (index for shard in shards for index in range(firsts[shard], firsts[shard] + sizes[shard]))
         samples = filters.shuffle(buffer, initial=buffer, seed=seed + 1)(stream)

@@ -14,7 +14,7 @@ from mrm_stream.bench.order_result import ARRANGEMENTS, OrderBench
 _PLAIN_WIDTH = 120
 _MEASURES = {
     "neighbours": ("neighbours", "distance of neighbours in the source\n(1: as in a full shuffle)", "{:.3f}"),
-    "correlation": ("place r", "", "{:.3f}"),
+    "correlation": ("position r", "", "{:.3f}"),
     "label_correlation": ("label r", "", "{:.3f}"),
     "one_shard": ("one shard", "largest share of a batch\nthat comes from one shard", "{:.1%}"),
     "label_spread": ("label spread", "spread of the label's share in a batch\n(1: as if drawn at random)", "{:.2f}"),
@@ -74,19 +74,19 @@ def draw_order_bench(result: OrderBench) -> bytes:
     figure = Figure(figsize=(11, 6.4), dpi=130, layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.35))[:, 0]
     above.suptitle("One epoch of shards that hold a sorted source", fontsize=9)
-    for place, (name, axis) in enumerate(zip(names, above.subplots(1, len(names), sharey=True), strict=True)):
-        places = result.examples[name]
+    for column, (name, axis) in enumerate(zip(names, above.subplots(1, len(names), sharey=True), strict=True)):
+        positions = result.examples[name]
         # Random ones: evenly spaced points would show stripes where there are none.
-        chosen = np.random.default_rng(0).choice(len(places), min(_POINTS, len(places)), replace=False)
-        axis.scatter(chosen, places[chosen], s=0.7, linewidths=0, color=_colour(name))
+        chosen = np.random.default_rng(0).choice(len(positions), min(_POINTS, len(positions)), replace=False)
+        axis.scatter(chosen, positions[chosen], s=0.7, linewidths=0, color=_colour(name))
         axis.set_title(name.replace(", ", "\n"), fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_xlabel("position", fontsize=7)
-        if place == 0:
-            axis.set_ylabel("place in the source", fontsize=8)
+        if column == 0:
+            axis.set_ylabel("position in the source", fontsize=8)
     shown = {key: label for key, (_, label, _) in _MEASURES.items() if label}
-    for place, ((key, label), axis) in enumerate(zip(shown.items(), below.subplots(1, 3, sharey=True), strict=True)):
+    for column, ((key, label), axis) in enumerate(zip(shown.items(), below.subplots(1, 3, sharey=True), strict=True)):
         for arrangement in ARRANGEMENTS:
             for row, name in enumerate(names):
                 value = result.mean(arrangement, name, key)
@@ -104,7 +104,7 @@ def draw_order_bench(result: OrderBench) -> bytes:
         else:
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
-        if place == 0:
+        if column == 0:
             for arrangement in ARRANGEMENTS:
                 fill = _OTHER if arrangement == "sorted" else "none"
                 axis.plot([], [], _MARKS[arrangement], mfc=fill, mec=_OTHER, label=f"{arrangement} shards")

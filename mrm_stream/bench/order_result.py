@@ -128,7 +128,7 @@ class OrderBench:
     qualities: dict[str, dict[str, tuple[Quality, ...]]]
     """Arrangement to shuffle to its quality, seed by seed."""
     examples: dict[str, NDArray[np.int64]]
-    """Shuffle to the place in the source at each position of an epoch, of sorted shards, shape (samples,)."""
+    """Shuffle to the position in the source at each position of an epoch, of sorted shards, shape (samples,)."""
 
     @property
     def shuffles(self) -> list[str]:

@@ -57,14 +57,14 @@ def draw_pack_bench(result: PackBench) -> bytes:
     figure = Figure(figsize=(8.6, 3.4), dpi=130, layout="constrained")
     axis = figure.subplots()
     most = max(max(result.rates(name)) for name in CONTENDERS)
-    for place, name in enumerate(CONTENDERS):
+    for row, name in enumerate(CONTENDERS):
         rates = result.rates(name)
         middle = median(rates)
         colour = _COLOURS.get(name, _OTHER if name.endswith("webdataset") else _BOUND)
-        axis.barh(place, middle, height=0.62, color=colour)
-        axis.hlines(place, min(rates), max(rates), color="#333333", lw=1.2)
+        axis.barh(row, middle, height=0.62, color=colour)
+        axis.hlines(row, min(rates), max(rates), color="#333333", lw=1.2)
         text = f"{middle:.1f}" if name == OURS else f"{middle:.1f}   (ours: {median(result.ratios(name)):.2f} x)"
-        axis.text(max(rates) + 0.015 * most, place, text, va="center", fontsize=9)
+        axis.text(max(rates) + 0.015 * most, row, text, va="center", fontsize=9)
     names = [name if name == OURS or name.endswith("webdataset") else f"{name}\n(decodes only)" for name in CONTENDERS]
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.invert_yaxis()

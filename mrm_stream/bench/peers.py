@@ -81,7 +81,7 @@ def run_contender(name: str, job: Job) -> Run:
     if name.endswith("webdataset"):
         importlib.import_module("webdataset")  # The seconds that it takes are not the peer's: forked workers have it.
     start, cpu_start = time.perf_counter(), cpu_seconds()
-    done = _pack_ours(job) if work is None else _share_out(work, job)
+    done = _pack_ours(job) if work is None else _do_in_pieces(work, job)
     seconds, used = time.perf_counter() - start, cpu_seconds() - cpu_start
     assert done == job.count, f"{name} did {done} of {job.count} records"
     bytes_out = sum(path.stat().st_size for path in job.out.rglob("*") if path.is_file())
@@ -98,7 +98,7 @@ def _pack_ours(job: Job) -> int:
     return sum(manifest.samples(split) for split in manifest.splits)
 
 
-def _share_out(work: _Work, job: Job) -> int:
+def _do_in_pieces(work: _Work, job: Job) -> int:
     """Do the list in pieces, one after the other in each worker; return the number of records."""
     with (job.root / "training.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["image_path"], row["report_content"]) for row in csv.DictReader(file)]

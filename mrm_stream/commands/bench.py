@@ -15,7 +15,7 @@ def bench() -> None:
 
 
 @bench.command("pack")
-@click.option("--out", type=DIRECTORY, required=True, help="Directory for pack.json, pack.png and passing files.")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for pack.json, pack.png and temporary files.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=240, show_default=True, help="Radiographs.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is measured.")
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Processes each.  [default: one a core]")
@@ -44,7 +44,7 @@ def bench_pack(out: Path, count: int, rounds: int, workers: int | None) -> None:
 
 
 @bench.command("data")
-@click.option("--out", type=DIRECTORY, required=True, help="Directory for data.json, data.png and passing files.")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for data.json, data.png and temporary files.")
 @click.option("-n", "count", type=click.IntRange(min=1), default=240, show_default=True, help="Radiographs.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is measured.")
 @click.option(
@@ -52,7 +52,7 @@ def bench_pack(out: Path, count: int, rounds: int, workers: int | None) -> None:
     type=FILE,
     default=None,
     metavar="PYTHON",
-    help="Interpreter of an environment with mosaicml-streaming; it is left out without.",
+    help="Interpreter of an environment with mosaicml-streaming, which is skipped without it.",
 )
 @click.option("--trace", type=FILE, default=None, help="Chrome trace of some batches to write.")
 def bench_data(out: Path, count: int, rounds: int, mosaicml: Path | None, trace: Path | None) -> None:
@@ -80,7 +80,7 @@ def bench_data(out: Path, count: int, rounds: int, mosaicml: Path | None, trace:
 
 
 @bench.command("gpu")
-@click.option("--out", type=DIRECTORY, required=True, help="Directory for gpu.json, logs and passing files.")
+@click.option("--out", type=DIRECTORY, required=True, help="Directory for gpu.json, logs and temporary files.")
 @click.option("--tiny", is_flag=True, help="The same code at tiny sizes, which a CPU manages.")
 @click.option("--only", multiple=True, metavar="PART", help="Run this part alone; may be given several times.")
 def bench_gpu(out: Path, tiny: bool, only: tuple[str, ...]) -> None:

@@ -113,7 +113,7 @@ def source_paths(root: AnyPath, lists: AnyPath | None, follow_links: bool) -> tu
     if not follow_links:
         return root, lists
     if is_remote(root) and (lists is None or is_remote(lists)):
-        raise ConfigError("would change nothing: a URL has no links", where="--follow-links", remedy="Leave it out.")
+        raise ConfigError("would change nothing: a URL has no links", where="--follow-links", remedy="Omit it.")
     return followed(root), None if lists is None else followed(lists)
 
 
@@ -150,7 +150,7 @@ def check_destination(out: AnyPath, may_store: bool) -> None:
         raise StorageError(
             "radiographs and reports would leave this machine",
             where=out,
-            remedy="If the data set's conditions allow it, and only those who may see it can read that place, "
+            remedy="If the data set's conditions allow it, and only those who may see it can read that path, "
             "add --i-may-store-this-there.",
         )
 

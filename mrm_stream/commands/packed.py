@@ -117,7 +117,7 @@ def repair(directory: AnyPath, root: AnyPath, lists: AnyPath | None, workers: Wo
     if left:
         remedies = _remedies([fault for fault in left if fault.remedy], directory)
         raise click.ClickException(f"{directory}: {len(left)} of {counted(len(found), 'fault')} left{remedies}")
-    click.echo(f"{directory}: {counted(len(found), 'fault')} mended" if found else f"{directory}: there was no fault")
+    click.echo(f"{directory}: {counted(len(found), 'fault')} repaired" if found else f"{directory}: there was no fault")
 
 
 @click.command()
@@ -182,7 +182,7 @@ def _remedies(faults: list[Fault], directory: AnyPath) -> str:
     """Return a line for each remedy: `repair` is named only where it can repair some of the faults."""
     from mrm_stream.errors import command_line
 
-    mend = f"{command_line('mrm-stream', 'repair', directory)} --root SOURCE mends what it can."
-    lines = [mend] * any(not fault.remedy for fault in faults)
+    repair_it = f"{command_line('mrm-stream', 'repair', directory)} --root SOURCE repairs what it can."
+    lines = [repair_it] * any(not fault.remedy for fault in faults)
     lines += sorted({fault.remedy for fault in faults if fault.remedy})
     return "".join(f"\n  {line}" for line in lines)

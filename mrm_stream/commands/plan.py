@@ -1,4 +1,4 @@
-"""`mrm-stream plan`: what a run will cost in order, state and traffic, before there are any data."""
+"""`mrm-stream plan`: simulates how a run reads its shards, before there are any data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SAMPLES_PER_RANK = 64
 
 
 _LARGEST = 10**10
-"""Samples: their shards' sizes take 80 MB, and a hundred times as many more time than anybody waits."""
+"""Samples: the sizes of their shards are 80 MB."""
 
 
 class _Whole(click.ParamType[int]):
@@ -57,17 +57,19 @@ def plan(
     window: int,
     shard_mb: float,
 ) -> None:
-    """Simulate the order of a run of any size, without data: state, time, memory, shards and traffic.
+    """Simulate how a run of any size reads its shards, without data: state, time, memory and traffic.
+
+    It plans training; what would be packed is told by `mrm-stream shard --dry-run`.
 
     \b
     mrm-stream plan --samples 1e9 --ranks 4096
     """
-    from mrm_stream.bench.plan import PlanOptions, plan_run, sizes_up_to
-    from mrm_stream.bench.plan_table import plan_notes, plan_table
+    from mrm_stream.bench.simulation import SimulationOptions, simulate_run, sizes_up_to
+    from mrm_stream.bench.simulation_table import simulation_notes, simulation_table
 
-    plans = [
-        plan_run(
-            PlanOptions(
+    simulations = [
+        simulate_run(
+            SimulationOptions(
                 samples=size,
                 ranks=ranks,
                 batch_size=batch_size or _SAMPLES_PER_RANK * ranks,
@@ -79,5 +81,5 @@ def plan(
         )
         for size in sizes_up_to(samples)
     ]
-    click.echo(plan_table(plans))
-    click.echo(f"\n{plan_notes(plans[-1])}")
+    click.echo(simulation_table(simulations))
+    click.echo(f"\n{simulation_notes(simulations[-1])}")

@@ -1,1 +1,1 @@
-"""Turns encoded radiographs and crop windows into pairs of high- and low-resolution tensors."""
+"""Turns encoded radiographs and crops into pairs of high- and low-resolution tensors."""

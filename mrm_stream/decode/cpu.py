@@ -25,7 +25,7 @@ _SLOTS_A_TASK = 4
 class TurboJpegDecoder:
     """A pool of threads, each of which decodes, cuts and resizes one image at a time; all of it releases the GIL.
 
-    The whole image is decoded. libjpeg-turbo's scaled decoding at a half, where a window is at least twice the output,
+    The whole image is decoded. libjpeg-turbo's scaled decoding at a half, where a crop is at least twice the output,
     saves a quarter of the time for a third of the samples, but moves grey values by 0.7 on average and by up to 58
     (0.1 % of them by 6 or more): not worth it, as entropy decoding takes most of the time either way.
 
@@ -42,16 +42,16 @@ class TurboJpegDecoder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
-        """Return the windows, resized, uint8 (B, 1, size, size); see `Decoder.decode`.
+        """Return the crops, resized, uint8 (B, 1, size, size); see `Decoder.decode`.
 
-        Against torchvision's crop, bicubic resize and flip of the same window of the PIL image, on 20 radiographs x 4
-        windows: a mean difference of 0.023 grey levels, 99.9 % within 1, at most 5. Nearly all of it is Pillow 13's,
+        Against torchvision's crop, bicubic resize and flip of the same part of the PIL image, on 20 radiographs x 4
+        crops: a mean difference of 0.023 grey levels, 99.9 % within 1, at most 5. Nearly all of it is Pillow 13's,
         which for some shapes resizes rows first and so rounds at another step. The decoded image is the same.
 
         Raises:
             DamagedSamplesError: Some cannot be decoded whole: cut short, or libjpeg-turbo warned of damage. A flipped
                 bit that leaves the codes valid is not noticed: that is what the shards' checksums are for.
-            ValueError: A window leaves its image.
+            ValueError: A crop leaves its image.
         """
         shape = len(jpegs), 1, self.size, self.size
         if self.device.type == "cuda":
@@ -70,14 +70,14 @@ class TurboJpegDecoder:
     def decode_each(
         self, jpegs: Sequence[bytes | memoryview], crops: Crops, take: Callable[[int, NDArray[np.uint8]], None]
     ) -> None:
-        """Call `take(slot, window)` for each image, its window resized and on the CPU, while it is in the CPU's cache.
+        """Call `take(slot, crop)` for each image, its crop resized and on the CPU, while it is in the CPU's cache.
 
         It is called in the thread that decoded the image, with uint8 (size, size) in memory that is overwritten
         afterwards; not for images that cannot be decoded.
 
         Args:
             jpegs: As `decode` takes them.
-            crops: A window for each.
+            crops: One for each.
             take: Called from several threads at the same time, with different slots.
 
         Raises:
@@ -86,7 +86,7 @@ class TurboJpegDecoder:
         """
         sizes_B2 = jpeg_sizes(jpegs)
         if not crops.fit(sizes_B2):
-            raise ValueError("a window leaves its image")
+            raise ValueError("a crop leaves its image")
         columns = crops.top, crops.left, crops.height, crops.width, crops.flip
         rows = list(zip(jpegs, sizes_B2.tolist(), *(column.tolist() for column in columns), strict=True))
 
@@ -145,7 +145,7 @@ def _decoded(
     width: int,
     flip: bool,
 ) -> NDArray[np.uint8]:
-    """Return the resized window, in memory that the next call uses again; ValueError where it does not decode."""
+    """Return the resized crop, in memory that the next call uses again; ValueError where it does not decode."""
     room_HW1 = _scratch.room("jpeg", *size)[:, :, None]
     # Strict: libjpeg-turbo warns of missing or damaged data, and fills the gap with grey.
     grey_HW1 = simplejpeg.decode_jpeg(jpeg, "GRAY", buffer=room_HW1, strict=True)

@@ -1,4 +1,4 @@
-"""Which window of a radiograph is used, and whether it is mirrored: a pure function of the sample."""
+"""Which part of a radiograph is cut out, and whether it is mirrored: a pure function of the sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """One window for each sample of a batch, in pixels of the stored image, inside which it lies; all of shape (B,)."""
+    """One crop for each sample of a batch, in pixels of the stored image, inside which it lies; all of shape (B,)."""
 
     top: NDArray[np.int32]
     """First row."""
@@ -30,7 +30,7 @@ class Crops:
         return len(self.top)
 
     def fit(self, sizes_B2: NDArray[np.int32]) -> bool:
-        """Return whether every window lies inside its image; `sizes_B2`, (B, 2), holds height and width."""
+        """Return whether every crop lies inside its image; `sizes_B2`, (B, 2), holds height and width."""
         corner_B2 = np.stack([self.top, self.left], axis=1)
         extent_B2 = np.stack([self.height, self.width], axis=1)
         if corner_B2.shape != sizes_B2.shape:
@@ -48,22 +48,22 @@ def random_crops(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
 ) -> Crops:
-    """Return a window of random area, ratio and position for each sample.
+    """Return a crop of random area, ratio and position for each sample.
 
     The distribution is that of torchvision's RandomResizedCrop: an area is drawn uniformly and a ratio log-uniformly,
-    up to ten times, until the window fits; where none does, the largest central window whose ratio is allowed.
+    up to ten times, until the crop fits; where none does, the largest central crop whose ratio is allowed.
 
     Args:
         sizes_B2: Height and width of the stored images in pixels, shape (B, 2).
         epochs_B: Epoch that each sample is drawn for, shape (B,) or a scalar.
         indexes_B: Index of each sample in its split, shape (B,).
         seed: Of the run.
-        area: Fraction of the image's area that a window covers, least and most.
-        ratio: Width / height of a window, least and most.
+        area: Fraction of the image's area that a crop covers, least and most.
+        ratio: Width / height of a crop, least and most.
         flip: Probability that a sample is mirrored.
 
     Returns:
-        Windows that depend on (seed, epoch, index) and the image's size alone, whoever asks and in whatever batch.
+        Crops that depend on (seed, epoch, index) and the image's size alone, whoever asks and in whatever batch.
 
     Example:
         >>> crops = random_crops(np.array([[1024, 1250]], np.int32), [0], [7], seed=1)
@@ -82,12 +82,12 @@ def random_crops(
     # Rounded half to even, as Python's round() does.
     widths, heights = np.rint(np.sqrt(pixels * ratios)), np.rint(np.sqrt(pixels / ratios))
     fits = (widths > 0) & (widths <= width_B1) & (heights > 0) & (heights <= height_B1)
-    # A draw is less than 1, so that the last position is `height - heights` and the window never leaves the image.
+    # A draw is less than 1, so that the last position is `height - heights` and the crop never leaves the image.
     tops, lefts = np.floor(top_draw * (height_B1 - heights + 1)), np.floor(left_draw * (width_B1 - widths + 1))
     tried = np.stack([tops, lefts, heights, widths], axis=-1)
     first = tried[np.arange(len(tried)), fits.argmax(axis=1)]
-    window = np.where(fits.any(axis=1, keepdims=True), first, _largest_central(height_B1[:, 0], width_B1[:, 0], ratio))
-    return _crops(window, uniform(seed, epochs_B, indexes_B, Purpose.FLIP, 1)[:, 0] < flip)
+    crop_B4 = np.where(fits.any(axis=1, keepdims=True), first, _largest_central(height_B1[:, 0], width_B1[:, 0], ratio))
+    return _crops(crop_B4, uniform(seed, epochs_B, indexes_B, Purpose.FLIP, 1)[:, 0] < flip)
 
 
 def central_crops(sizes_B2: NDArray[np.int32]) -> Crops:
@@ -102,21 +102,21 @@ def central_crops(sizes_B2: NDArray[np.int32]) -> Crops:
         ([0], [30], [100], [100])
     """
     side_B1 = sizes_B2.min(axis=1, keepdims=True)
-    window = np.concatenate([(sizes_B2 - side_B1) // 2, side_B1, side_B1], axis=1)
-    return _crops(window, np.zeros(len(sizes_B2), np.bool_))
+    crop_B4 = np.concatenate([(sizes_B2 - side_B1) // 2, side_B1, side_B1], axis=1)
+    return _crops(crop_B4, np.zeros(len(sizes_B2), np.bool_))
 
 
 def _largest_central(
     height_B: NDArray[np.float64], width_B: NDArray[np.float64], ratio: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Return (top, left, height, width), shape (B, 4): the central window of a ratio as near the image's as allowed."""
+    """Return (top, left, height, width), shape (B, 4): the central crop of a ratio as near the image's as allowed."""
     heights = np.where(width_B < height_B * ratio[0], np.rint(width_B / ratio[0]), height_B)
     widths = np.where(width_B > height_B * ratio[1], np.rint(height_B * ratio[1]), width_B)
     heights, widths = np.clip(heights, 1, height_B), np.clip(widths, 1, width_B)
     return np.stack([(height_B - heights) // 2, (width_B - widths) // 2, heights, widths], axis=1)
 
 
-def _crops(window_B4: NDArray[np.float64] | NDArray[np.int32], flip_B: NDArray[np.bool_]) -> Crops:
+def _crops(crop_B4: NDArray[np.float64] | NDArray[np.int32], flip_B: NDArray[np.bool_]) -> Crops:
     # Contiguous rows, which DALI reads without a copy.
-    top, left, height, width = np.ascontiguousarray(window_B4.T.astype(np.int32))
+    top, left, height, width = np.ascontiguousarray(crop_B4.T.astype(np.int32))
     return Crops(top, left, height, width, flip_B)

@@ -17,7 +17,7 @@ from mrm_stream.errors import ConfigError, MrmStreamError
 
 
 class DaliDecoder:
-    """A DALI pipeline that decodes only the window, resizes and mirrors it; GPU and CPU differ in device names alone.
+    """A DALI pipeline that decodes only the crop, resizes and mirrors it; GPU and CPU differ in device names alone.
 
     A single sample that cannot be decoded ends a DALI pipeline: then libjpeg-turbo decodes the batch again to find all
     damaged ones, and the next call builds a new pipeline.
@@ -47,20 +47,20 @@ class DaliDecoder:
         self._capacity = 0
 
     def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
-        """Return the windows, resized, uint8 (B, 1, size, size); see `Decoder.decode`.
+        """Return the crops, resized, uint8 (B, 1, size, size); see `Decoder.decode`.
 
-        Against torchvision's crop, bicubic resize and flip of the same window of the PIL image, on 20 radiographs x 4
-        windows, DALI on the CPU: a mean difference of 0.16 grey levels, 99.9 % within 1, at most 18. It is PIL's
+        Against torchvision's crop, bicubic resize and flip of the same part of the PIL image, on 20 radiographs x 4
+        crops, DALI on the CPU: a mean difference of 0.16 grey levels, 99.9 % within 1, at most 18. It is PIL's
         rounding and clipping to 8 bits between its two passes, which DALI does without: against the same filter in
         float32 the mean is 0.0015. Not measured on a GPU.
 
         Raises:
             DamagedSamplesError: Some cannot be decoded.
             MrmStreamError: DALI failed for another reason.
-            ValueError: A window leaves its image.
+            ValueError: A crop leaves its image.
         """
         if not crops.fit(jpeg_sizes(jpegs)):  # DALI would crash the process.
-            raise ValueError("a window leaves its image")
+            raise ValueError("a crop leaves its image")
         if not jpegs:
             return torch.empty((0, 1, self._size, self._size), dtype=torch.uint8, device=self._device)
         try:

@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
-    """Encoded radiographs and windows to pixels."""
+    """Encoded radiographs and crops to pixels."""
 
     def decode(self, jpegs: Sequence[bytes | memoryview], crops: Crops) -> Tensor:
-        """Return each window as a grey square: cut, resized by an antialiased bicubic filter, then mirrored if asked.
+        """Return each crop as a grey square: cut, resized by an antialiased bicubic filter, then mirrored if asked.
 
         Args:
             jpegs: Baseline JPEGs, as a shard holds them; any number, which may change from call to call.
-            crops: A window for each.
+            crops: One for each.
 
         Returns:
             uint8, shape (B, 1, size, size), on the decoder's device. It stays as it is, whatever is decoded next. On a
@@ -33,7 +33,7 @@ class Decoder(Protocol):
 
         Raises:
             DamagedSamplesError: Some cannot be decoded; the others are not returned either.
-            ValueError: A window leaves its image.
+            ValueError: A crop leaves its image.
         """
         ...
 

@@ -64,11 +64,11 @@ class ViewMaker:
 
         Args:
             jpegs: As `Decoder.decode` takes them.
-            crops: A window for each.
+            crops: One for each.
 
         Raises:
             DamagedSamplesError: Some cannot be decoded.
-            ValueError: A window leaves its image, or lr_size does not divide the crop's side.
+            ValueError: A crop leaves its image, or lr_size does not divide the crop's side.
         """
         decoder, size = self._one_by_one, self._lr_size
         if decoder is None:

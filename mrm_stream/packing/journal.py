@@ -3,10 +3,10 @@
     lock            held by the one process that packs into OUT
     job.json        fingerprint of the job: other options or other records are another job
     NAME.json       written after the files it speaks of are published: one a shard, one for tokenizer and dictionary
-    rejected.jsonl  the records left out, where they were too many
+    rejected.jsonl  the records that cannot be used, where they were too many
     .*.tmp          unfinished files
 
-The folder is removed when the manifest stands.
+The folder is removed once the manifest is published.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Journal:
-    """The notes of one packing job; small enough to be sent to worker processes."""
+    """The notes of one packing job; small enough to be pickled for worker processes."""
 
     out: AnyPath
 
@@ -52,7 +52,7 @@ class Journal:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the job was interrupted so late that its manifest stands."""
+        """Whether the job was interrupted so late that its manifest is there."""
         return MANIFEST in names_in(self.out)
 
     def note(self, name: str, content: Any) -> None:
@@ -71,7 +71,7 @@ class Journal:
         return content if is_whole else None
 
     def list_rejected(self, lines: bytes) -> AnyPath:
-        """Keep the list of records that were left out of a job that ends without a set; return its file."""
+        """Keep the list of records that a job which ends without a set could not use; return its file."""
         path = self.folder / _REJECTED
         publish_bytes(path, lines)
         return path
@@ -100,7 +100,7 @@ class Journal:
 
 @contextmanager
 def open_journal(out: AnyPath, fingerprint: str) -> Iterator[Journal]:
-    """Begin or take up the job with this fingerprint in the directory `out`, and keep every other process from it.
+    """Begin or resume the job with this fingerprint in the directory `out`, locked against every other process.
 
     Raises:
         ShardError: `out` holds a finished set, another job's leftovers, or files that are not ours; another process is

@@ -19,7 +19,7 @@ def apply_policy(labels: Mapping[str, int], policy: Policy) -> dict[str, int]:
         labels: Finding to 1 (present), 0 (absent) or -1 (uncertain).
         policy: `mixed` counts an uncertain Atelectasis or Edema as present, and an uncertain Cardiomegaly,
             Consolidation or Pleural Effusion as absent. These are the five findings of the CheXpert competition; for
-            others practice differs, so that their uncertain labels are left out.
+            others practice differs, so that their uncertain labels are dropped.
 
     Source:
         Irvin et al., CheXpert, AAAI 2019, compare the policies (U-Ignore, U-Zeros, U-Ones), find that findings differ
@@ -39,7 +39,7 @@ def apply_policy(labels: Mapping[str, int], policy: Policy) -> dict[str, int]:
 
 
 def _made_certain(finding: str, label: int, policy: Policy) -> int | None:
-    """Return a label other than -1, or None where it is to be left out."""
+    """Return a label other than -1, or None where it is to be dropped."""
     if label != -1:
         return label
     if policy == "mixed":

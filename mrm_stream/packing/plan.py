@@ -1,4 +1,8 @@
-"""Which records go into which shard, in which order: a pure function of the records, the options and the seed."""
+"""Which records go into which shard, in which order: a pure function of the records, the options and the seed.
+
+Everything is decided here before an image is read. So workers need no coordination, a shard can be packed again by
+itself (which is how an interrupted job goes on and how a set is repaired), and the number of workers cannot matter.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,8 @@ from mrm_stream.storage.paths import AnyPath
 _FRONTAL = {"AP", "PA", "FRONTAL"}
 _NO_DICOM = (".jpg", ".jpeg", ".png")
 _NO_PNG = (".jpg", ".jpeg", ".dcm", ".dicom")
-# Libraries whose next release may make other bytes: an interrupted job is not finished with another one.
+# Another release of these may write other bytes. An interrupted job is not finished with another one: half of the set
+# would be what no single run makes, and `repair` could never make it again.
 _LIBRARIES = (
     *("numpy", "opencv-python-headless", "pillow", "pydicom"),
     *("python-gdcm", "simplejpeg", "tokenizers", "zstandard"),
@@ -44,7 +49,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class SetPlan:
-    """All that is known of a set before an image is read."""
+    """All that is decided of a set before an image is read."""
 
     source: str
     root: AnyPath
@@ -54,7 +59,7 @@ class SetPlan:
     has_masks: bool
     shards: tuple[ShardPlan, ...]
     has_uncertain_labels: bool = True
-    """Before they were treated by `options.uncertain`; True where that keeps them, as then nobody asks."""
+    """Before `options.uncertain` was applied; True where that keeps them, as then it does not matter."""
 
     @property
     def records(self) -> int:
@@ -88,7 +93,7 @@ def libraries() -> dict[str, str]:
 
 
 def plan_set(source: str, root: AnyPath, options: PackOptions, lists: AnyPath | None = None) -> SetPlan:
-    """List a data set's records, choose among them, and deal them out to shards.
+    """List a data set's records, choose among them, and distribute them over shards.
 
     Raises:
         SourceError: The data set is not laid out as its source expects, or has none of the views wanted.
@@ -116,12 +121,12 @@ def plan_set(source: str, root: AnyPath, options: PackOptions, lists: AnyPath | 
 
 
 def check_choices(plan: SetPlan, *, tokenizer: AnyPath | None = None, vocabulary: int | None = None) -> None:
-    """Refuse what was chosen for a set that it changes nothing in: who asks for it believes the set to be another.
+    """Refuse a choice that would change nothing in this set: whoever makes it takes the set for another.
 
     Args:
         plan: Of the set, with its options.
         tokenizer: That was given.
-        vocabulary: That was asked for in so many words, and not by default.
+        vocabulary: That was asked for explicitly, not by default.
 
     Raises:
         ConfigError: Sections, tokenizer or vocabulary of a set without reports; a policy for uncertain labels where
@@ -148,12 +153,17 @@ def _refuse(names: Sequence[str], why: str) -> None:
     raise ConfigError(
         f"would change nothing: {why}",
         where=", ".join(f"--{name}" for name in names),
-        remedy="Leave it out, or check that this is the data set that you mean.",
+        remedy="Omit it, or check that this is the data set that you mean.",
     )
 
 
 def plan_shards(records: Sequence[Record], options: PackOptions) -> list[ShardPlan]:
-    """Deal records out to shards: a pure function of their keys, their splits and the seed."""
+    """Distribute records over shards: a pure function of their keys, their splits and the seed.
+
+    Records are sorted by key first, as a source may list them in any order, and then permuted. So each shard is already
+    a random sample of the whole source, and training, which shuffles within a window of a few shards only, mixes as
+    well as if it shuffled the whole set.
+    """
     plans = []
     for stream, split in enumerate(SPLITS):
         chosen = sorted((record for record in records if record.split == split), key=lambda record: record.key)
@@ -161,9 +171,10 @@ def plan_shards(records: Sequence[Record], options: PackOptions) -> list[ShardPl
             continue
         order = permutation(options.seed, 0, stream, Purpose.PACKING, len(chosen))
         count = -(-len(chosen) // options.samples_per_shard)
-        # Shards of equal length: a last one of a few samples would weigh in a shuffle like a full one.
-        for number, places in enumerate(np.array_split(order, count)):
-            plans.append(ShardPlan(f"{split}-{number:05d}", tuple(chosen[place] for place in places)))
+        # Shards of equal length, to within one: training permutes shards, and would otherwise visit the few samples of
+        # a short last one as if they were a full shard.
+        for number, rows in enumerate(np.array_split(order, count)):
+            plans.append(ShardPlan(f"{split}-{number:05d}", tuple(chosen[row] for row in rows)))
     return plans
 
 

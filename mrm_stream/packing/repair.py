@@ -42,7 +42,7 @@ def repair(
     workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Fault], list[Fault]]:
-    """Mend a set: pack wrong shards again, learn tokenizer and dictionary again, remove files that are in no list.
+    """Repair a set: pack wrong shards again, learn tokenizer and dictionary again, remove files that are in no list.
 
     A file is replaced only by one that has the manifest's SHA-256: the set is then, to the bit, what it was.
 
@@ -54,7 +54,7 @@ def repair(
         progress: Called with shards packed again, and how many there are to pack.
 
     Returns:
-        The faults found, and those that are left, with the reason: one that cannot be mended keeps none from it.
+        The faults found, and those that are left, with the reason; the others are repaired whatever is left.
 
     Raises:
         ShardError: The manifest is damaged, another process repairs this set, or list files are missing or given
@@ -66,7 +66,7 @@ def repair(
     if manifest.by_lists and lists is None:
         raise ShardError("was packed by list files", where=directory, remedy="Give their folder with --lists.")
     if lists is not None and not manifest.by_lists:
-        raise ShardError("was not packed by list files", where=directory, remedy="Leave --lists out.")
+        raise ShardError("was not packed by list files", where=directory, remedy="Omit --lists.")
     check_folders(root, lists)  # Told now: where there is no fault, nobody else looks there.
     if isinstance(directory, Path):
         directory = directory.resolve()  # workers may have another working directory
@@ -94,13 +94,15 @@ def _repair(
         publish_bytes(directory / QUARANTINE, b"")
     failures: dict[str, str] = {}
     if manifest.reports is not None:
-        failures |= _mend_reports_files(directory, plan, manifest.reports, damaged)
+        failures |= _repair_reports_files(directory, plan, manifest.reports, damaged)
     wrong = {fault.shard for fault in faults}
     entries = {Path(entry.file).stem: entry for entry in manifest.shards() if entry.file in wrong}
     if failures:  # every shard's bytes come of them
-        failures |= {entry.file: f"{' and '.join(sorted(failures))} must be mended first" for entry in entries.values()}
+        failures |= {
+            entry.file: f"{' and '.join(sorted(failures))} must be repaired first" for entry in entries.values()
+        }
     else:
-        failures |= _mend_shards(directory, plan, manifest, entries, workers, progress)
+        failures |= _repair_shards(directory, plan, manifest, entries, workers, progress)
     for fault in faults:
         if fault.what == STRAY:
             remove(directory / fault.file)
@@ -108,7 +110,7 @@ def _repair(
     return faults, [replace(fault, why_left=failures.get(fault.shard or fault.file)) for fault in left]
 
 
-def _mend_shards(
+def _repair_shards(
     directory: AnyPath,
     plan: SetPlan,
     manifest: Manifest,
@@ -117,11 +119,11 @@ def _mend_shards(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, str]:
     """Pack shards again; return why, for each that is not what it was."""
-    changed, left_out = _CHANGED, _left_out(directory, manifest)
-    if left_out is None:
-        changed, left_out = f"{QUARANTINE}, which tells what was left out, is damaged too; or {_CHANGED}", frozenset()
+    changed, skipped = _CHANGED, _skipped_keys(directory, manifest)
+    if skipped is None:
+        changed, skipped = f"{QUARANTINE}, which tells what was skipped, is damaged too; or {_CHANGED}", frozenset()
     shards = [
-        ShardPlan(shard.name, tuple(record for record in shard.records if record.key not in left_out))
+        ShardPlan(shard.name, tuple(record for record in shard.records if record.key not in skipped))
         for shard in plan.shards
         if shard.name in entries
     ]
@@ -130,18 +132,19 @@ def _mend_shards(
         for name in entries.keys() - {shard.name for shard in shards}
     }
     again = partial(_pack_again, make_job(plan, Journal(directory), manifest.reports), entries)
-    for done, (shard, is_mended) in enumerate(run_all(again, shards, workers), start=1):
-        if not is_mended:
+    for done, (shard, is_repaired) in enumerate(run_all(again, shards, workers), start=1):
+        if not is_repaired:
             failures[entries[shard.name].file] = f"packed again, it is not what it was: {changed}"
         if progress is not None:
             progress(done, len(shards))
     return failures
 
 
-def _left_out(directory: AnyPath, manifest: Manifest) -> frozenset[str] | None:
-    """Return the keys of the records that have no sample, for whatever reason; None where nobody knows any more.
+def _skipped_keys(directory: AnyPath, manifest: Manifest) -> frozenset[str] | None:
+    """Return the keys of the records that have no sample, for whatever reason; None where that is no longer known.
 
-    Tokenizing again may have left out what packing did not, and forgets for which sections packing left out what.
+    They are read from the quarantine, as packing the records again would not find them all: tokenizing may have skipped
+    what packing did not, and does not keep for which sections packing skipped a record.
     """
     try:
         content = read_whole(directory / QUARANTINE, QUARANTINE_LIMIT)
@@ -157,7 +160,7 @@ def _left_out(directory: AnyPath, manifest: Manifest) -> frozenset[str] | None:
 
 
 def _pack_again(job: Job, entries: dict[str, ShardEntry], plan: ShardPlan) -> bool:
-    """Pack one shard aside, and put it in its place if it is what it was; return whether it is."""
+    """Pack one shard to a temporary folder, and publish it if it is, to the bit, what it was; return whether it is."""
     entry = entries[plan.name]
     with tempfile.TemporaryDirectory(prefix="mrm-stream-") as folder:
         aside = Path(folder) / entry.file
@@ -171,21 +174,21 @@ def _pack_again(job: Job, entries: dict[str, ShardEntry], plan: ShardPlan) -> bo
     return True
 
 
-def _mend_reports_files(directory: AnyPath, plan: SetPlan, reports: ReportsEntry, wrong: set[str]) -> dict[str, str]:
+def _repair_reports_files(directory: AnyPath, plan: SetPlan, reports: ReportsEntry, wrong: set[str]) -> dict[str, str]:
     """Learn tokenizer and dictionary again, those that are wrong; return why, for each that is left."""
     failures: dict[str, str] = {}
     if TOKENIZER in wrong and (not reports.is_trained or reports.is_retrained):
         failures[TOKENIZER] = "it was not trained when this set was packed"
-    mendable = (wrong & {TOKENIZER, DICTIONARY}) - failures.keys()
-    if not mendable:
+    repairable = (wrong & {TOKENIZER, DICTIONARY}) - failures.keys()
+    if not repairable:
         return failures
     if reports.trained_sections is not None:
         plan = replace(plan, options=replace(plan.options, sections=reports.trained_sections))
-    # Where the tokenizer is lost for good, any serves to learn the dictionary beside: it is not written.
+    # Where the tokenizer is lost for good, any tokenizer will do to learn the dictionary: it is not written.
     learnt = learn_files(plan, None if TOKENIZER in wrong else directory / TOKENIZER)
     contents = {TOKENIZER: learnt.tokenizer_text(), DICTIONARY: learnt.dictionary}
     digests = {TOKENIZER: reports.tokenizer_sha256, DICTIONARY: reports.dictionary_sha256}
-    for name in sorted(mendable):
+    for name in sorted(repairable):
         if hashlib.sha256(contents[name]).hexdigest() == digests[name]:
             publish_bytes(directory / name, contents[name])
         else:

@@ -34,7 +34,7 @@ from mrm_stream.storage.retries import retrying
 from mrm_stream.strict import parse_json
 
 TRAINED_TOKENS = PretrainDataConfig().report_length - 1
-"""Tokens of a report that training takes unless told otherwise; [CLS] before them takes the place of one more."""
+"""Tokens of a report that training uses by default; with [CLS] before them they are 100."""
 UNKNOWN = "(not known)"
 """Stands for an empty view."""
 
@@ -183,7 +183,7 @@ def summarise(
     named = [(split, entry) for split in SPLITS for entry in manifest.splits.get(split, ())]
     first = 0
     for done, (split, entry) in enumerate(named, start=1):
-        rows = [place - first for place in chosen if first <= place < first + entry.samples]
+        rows = [position - first for position in chosen if first <= position < first + entry.samples]
         shown += _count_shard(directory, manifest, split, entry, splits.setdefault(split, SplitSummary()), rows)
         first += entry.samples
         if progress is not None:

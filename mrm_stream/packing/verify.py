@@ -45,9 +45,9 @@ class Fault:
     file: str
     what: str
     shard: str | None = None
-    """The shard that `repair` would pack again to mend it; None: it is none of a shard's."""
+    """The shard that `repair` would pack again; None: the fault is in no shard."""
     remedy: str | None = None
-    """What helps where `repair` cannot; None: `repair` mends it, if the source is what it was."""
+    """What helps where `repair` cannot; None: `repair` can, if the source is what it was."""
     why_left: str | None = None
     """Why `repair` has left it."""
 
@@ -94,7 +94,7 @@ def _vocabulary(manifest: Manifest) -> int:
 
 
 def _stray_files(directory: AnyPath, manifest: Manifest) -> Iterator[Fault]:
-    """What lies there but is in no list; hidden files are left alone."""
+    """Yield shards and indexes in the directory that the manifest does not list; other files are ignored."""
     known = {MANIFEST, QUARANTINE}
     if manifest.reports is not None:
         known |= {TOKENIZER, DICTIONARY}
@@ -133,7 +133,7 @@ def _shard_faults(
 ) -> list[Fault]:
     """Return what is wrong with one shard; its samples are decoded where a vocabulary is given.
 
-    Reports are restored only with a whole dictionary: with another, all of them would seem damaged.
+    Reports are decompressed only with a whole dictionary: with another, all of them would seem damaged.
     """
     try:
         index = verify_shard(directory, entry, members)
@@ -156,7 +156,7 @@ def _sample_faults(index: ShardIndex, vocabulary: int, codec: ReportCodec | None
 
 
 def _check_sample(contents: dict[str, bytes], vocabulary: int, codec: ReportCodec | None) -> None:
-    """ValueError says which member is not what it should be."""
+    """Raise ValueError, which says which member is not what it should be."""
     try:
         jpeg_size, _ = decode_jpeg(contents["jpg"], MAX_SIDE)
     except ImageError as error:

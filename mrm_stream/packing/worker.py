@@ -1,4 +1,8 @@
-"""Packs one shard, in whatever process: reads, shrinks, tokenizes, writes; sets aside what cannot be used, and why."""
+"""Packs one shard, in whatever process: reads, shrinks, tokenizes, writes; quarantines what cannot be used, and why.
+
+Every image is decoded in full here: the last time that a damaged file costs no more than a line in a list. In training
+it would hold up all ranks, once in every epoch.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ from mrm_stream.text.sections import text_to_tokenize
 from mrm_stream.text.tokenizer import encode_report, load_tokenizer
 
 _REQUESTS = 8
-"""Images fetched at a time from a remote root, by each worker: one alone would wait most of its time."""
+"""Images fetched at a time from a remote root, by each worker: with a single one it would mostly wait."""
 _DICTIONARY_LIMIT = 1 << 20
 
 
@@ -53,7 +57,7 @@ class Job:
     reports: ReportsEntry | None
     has_masks: bool
     libraries: dict[str, str]
-    """Versions; other ones may make other bytes, so that a worker that has others refuses."""
+    """Versions; a worker with other ones refuses, as they may make other bytes."""
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that was left out; a line of quarantine.jsonl."""
+    """A record that was skipped; a line of quarantine.jsonl."""
 
     key: str
     image_path: str
@@ -88,7 +92,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a plan."""
+    """What became of one `ShardPlan`."""
 
     entry: ShardEntry | None
     """None where no record could be used."""
@@ -108,8 +112,8 @@ class ShardResult:
 def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
     """Write and publish one shard, or keep the one that an interrupted run of the same job has published.
 
-    It is kept only if every record that was left out still has to be, for the same reason: a source that was mended
-    since gives the set that it would have given at once.
+    It is kept only if every record that was skipped still has to be, for the same reason: so a source that was repaired
+    meanwhile gives the same set as if it had been whole from the start.
 
     Raises:
         MrmStreamError: The disk is full, the source as a whole cannot be read, or this machine's libraries are others.
@@ -138,7 +142,7 @@ def pack_shard(job: Job, plan: ShardPlan) -> ShardResult:
 
     tar = job.journal.out / f"{plan.name}.tar"
     entry = write_shard(tar, samples(), staging=job.journal.folder)
-    if entry is None:  # with an earlier tokenizer there may have been one
+    if entry is None:  # an interrupted run with another tokenizer may have published one
         for path in (tar, index_path(tar)):
             remove(path)
     result = ShardResult(entry, tuple(rejected), bytes_in, tuple(mask_changes), assumed_bits, padded)
@@ -186,7 +190,7 @@ def reason_of(error: RecordError) -> str:
     """
     if isinstance(error, ImageError):
         return error.code
-    # What follows a colon is the case in hand: the code is for counting a kind.
+    # What follows a colon tells of this one case; the code is for counting a kind.
     words = re.sub(r"^the | (is|are|has|have)(?= )", "", error.what.lower().partition(":")[0])
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:60]
 
@@ -240,9 +244,9 @@ def _pack_record(
             remedy="Take fewer workers, and run the same command again: what is done is kept.",
         ) from None
     except Exception as error:
-        # A mistake of ours. Its message may hold the report, which must not reach a traceback: only the place goes on.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
+        # A mistake of ours. Its message may hold the report, which must not reach a traceback: only file and line do.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
         raise RuntimeError(f"packing {record.key} failed: {type(error).__name__} at {where}") from None
 
 
@@ -291,7 +295,11 @@ def _metadata(record: Record, image: EncodedImage) -> dict[str, Any]:
 
 
 def _recall_result(job: Job, plan: ShardPlan) -> ShardResult | None:
-    """Return what an interrupted run noted of this shard, if all is as it was then, the shard's files to the bit."""
+    """Return what an interrupted run noted of this shard, if all is as it was then; else None, and it is packed again.
+
+    Three things could have changed: the shard's files, the tokenizer and dictionary, and the records that were skipped,
+    which are tried again. Images that were packed are not read again: that would take as long as packing them.
+    """
     noted: Any = job.journal.recall(plan.name)
     if noted is None:
         return None
@@ -320,5 +328,5 @@ def _reports_digests(job: Job) -> list[str] | None:
 
 @lru_cache(maxsize=16)
 def _load_tools(out: AnyPath, reports: ReportsEntry, thread: int) -> tuple[Tokenizer, ReportCodec]:
-    """Load tokenizer and dictionary once a thread, as zstd's contexts serve one; the digests tell jobs apart."""
+    """Load tokenizer and dictionary once a thread, as zstd's contexts are not thread-safe; digests distinguish jobs."""
     return load_tokenizer(out / TOKENIZER), ReportCodec(read_whole(out / DICTIONARY, _DICTIONARY_LIMIT))

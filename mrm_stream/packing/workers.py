@@ -1,6 +1,6 @@
 """Runs one function over many tasks: in this process, in processes of this machine, or on a Dask cluster.
 
-However many tasks there are, a few for each worker are handed out at a time, so that memory does not grow with them.
+Only a few tasks for each worker are handed out at a time, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Workers:
     processes: int = 1
     """Of this machine; 1 works in this process."""
     scheduler: str | None = None
-    """Address of a Dask scheduler, such as tcp://node17:8786, whose workers are taken instead."""
+    """Address of a Dask scheduler, such as tcp://node17:8786, whose workers are used instead."""
 
     def __post_init__(self) -> None:
         """Check the range and the form."""
@@ -56,7 +56,7 @@ class Workers:
 
 
 def check_cluster(workers: Workers) -> None:
-    """Raise what `run_all` would of a cluster that does not answer, before a job writes anything.
+    """Check that a cluster answers, before a job writes anything.
 
     Raises:
         ClusterError: Dask is not installed, or the scheduler does not answer or has no worker.

@@ -76,7 +76,7 @@ def check_is_file(path: Path) -> None:
 
 
 def fault_of(tensor: Tensor) -> str | None:
-    """Return what keeps a tensor from being weights, or None: a copy of integers, say, would be wrong in silence."""
+    """Return what keeps a tensor, (...), from being weights, or None: a copy of integers would be wrong in silence."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         return "is sparse, nested or quantized"
     if tensor.is_meta:

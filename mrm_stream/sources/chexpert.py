@@ -4,7 +4,7 @@
     root/train/patient00001/study1/view1_frontal.jpg
 
 The root may also be the directory that holds `CheXpert-v1.0-small` or `CheXpert-v1.0`. The tables' paths begin with
-the name of that folder, which is left out of account: copies are often renamed.
+the name of that folder, which is ignored: copies are often renamed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Row:
 def list_chexpert(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each row of the tables: training, then validation, then test; no image is looked for.
 
-    A label that is blank in the table is left out; an uncertain one is -1. The view is AP, PA, ... where the table says
+    A finding whose cell is blank gets no label; an uncertain one is -1. The view is AP, PA, ... where the table says
     so, else Frontal or Lateral.
 
     Raises:

@@ -68,7 +68,9 @@ def list_chexpert_plus(root: AnyPath) -> Iterator[Record]:
             )
         if not (patient.strip() and order.strip()):
             raise SourceError(
-                "deid_patient_id or patient_report_date_order is blank", where=where, remedy="Remove or mend the row."
+                "deid_patient_id or patient_report_date_order is blank",
+                where=where,
+                remedy="Remove or correct the row.",
             )
         if split not in _SPLITS:
             raise SourceError(f"split is {quoted(split)}", where=where, remedy=f"Expected {' or '.join(_SPLITS)}.")

@@ -48,7 +48,7 @@ class _Row:
 def list_covid(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each radiograph that is on the disk and has notes that say something, in the table's order.
 
-    Others are left out, and their numbers logged: copies of this collection are often subsets, and a fifth of its
+    Others are skipped, and their numbers logged: copies of this collection are often subsets, and a fifth of its
     radiographs come without notes. That is how it is, not damage.
 
     Raises:
@@ -65,7 +65,7 @@ def list_covid(root: AnyPath) -> Iterator[Record]:
         else:
             yield _record(key, image_path, row, labels=_labels(row.finding))
     if silent:
-        _logger.info("%s: %d radiographs without notes are left out", path, silent)
+        _logger.info("%s: %d radiographs without notes are skipped", path, silent)
     files.check(path.name)
 
 
@@ -73,7 +73,7 @@ def list_covid_by_files(root: AnyPath, folder: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the lists of a folder that is on the disk; split and label are the lists'.
 
     The label is `COVID-19` on lists called `iscovid_...`, `Viral` on those called `isviral_...`; other findings are
-    left out. Of images that the table lacks, as earlier releases named some otherwise, neither patient nor report is
+    dropped. Of images that the table lacks, as earlier releases named some otherwise, neither patient nor report is
     known. They and those that the disk lacks are counted, and the numbers logged. Many records have no report.
 
     Raises:
@@ -135,7 +135,7 @@ def _read_table(root: AnyPath) -> tuple[AnyPath, dict[str, _Row]]:
         if modality != "X-ray":
             continue
         if not filename:
-            raise SourceError("filename is blank", where=f"{path}, line {line}", remedy="Remove or mend the row.")
+            raise SourceError("filename is blank", where=f"{path}, line {line}", remedy="Remove or correct the row.")
         claim(lines, f"{folder}/{filename}", line, path)
         rows[f"{folder}/{filename}"] = _Row(
             patient=patient,

@@ -11,7 +11,7 @@ SNIFFED = 64
 
 
 class Format(NamedTuple):
-    """What a file is, in place of what it should be."""
+    """What a file is, instead of what it should be."""
 
     name: str
     remedy: str

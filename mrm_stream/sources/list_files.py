@@ -56,7 +56,7 @@ def read_lists(folder: AnyPath, *, values: int | None, may_repeat: bool = False)
     is returned once.
 
     Args:
-        folder: Nothing but lists may end in `.txt` there; hidden files are passed over.
+        folder: Nothing but lists may end in `.txt` there; dotfiles are skipped.
         values: Labels that each line must have; None: as many as the first line has.
         may_repeat: Whether an image may be on lists of several splits, or on one list twice, as SIIM's are: 494 of
             the 672 positive test images are training images too. It is then returned once for each split, and the
@@ -105,7 +105,7 @@ def read_lists(folder: AnyPath, *, values: int | None, may_repeat: bool = False)
 
 
 def read_list(file: AnyPath, *, values: int | None) -> Iterator[tuple[int, str, tuple[int, ...]]]:
-    """Yield each line of one list as (its number from 1, path, labels); blank lines are passed over.
+    """Yield each line of one list as (its number from 1, path, labels); blank lines are skipped.
 
     Args:
         file: The list.

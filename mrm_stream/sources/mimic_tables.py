@@ -115,9 +115,9 @@ class Reports:
             self._paths[folder] = path
         return path
 
-    def _look_for(self, place: AnyPath) -> None:
+    def _look_for(self, path: AnyPath) -> None:
         try:
-            self._found = is_file(place)
+            self._found = is_file(path)
         except StorageError as error:
             if is_remote(self._root):  # asked again and again already
                 raise
@@ -299,7 +299,7 @@ def read_labels(root: AnyPath, path: AnyPath, splits: Splits | None) -> Labels:
 
 
 def _read_label_table(path: AnyPath, columns: Mapping[str, str]) -> dict[str, Mapping[str, int]]:
-    """Return study to its labels; studies with the same ones share a mapping. Blank cells are left out.
+    """Return study to its labels; studies with the same ones share a mapping. Blank cells give no label.
 
     `columns` maps a finding to its column.
     """

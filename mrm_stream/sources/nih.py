@@ -78,7 +78,7 @@ def list_nih(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each image on the disk, in the table's order and the official split.
 
     All 14 findings are 1 or 0; "No Finding" is no label of its own, but a 0 for each. The folders are listed once;
-    images that they lack are left out, and their number logged.
+    images that they lack are skipped, and their number logged.
 
     Raises:
         SourceError: The table or an official list is missing or damaged; an image is listed twice, or is on both
@@ -203,7 +203,7 @@ def _read_official_split(root: AnyPath) -> Join[str]:
 
 
 def _find_images(root: AnyPath) -> Join[str]:
-    """Return file name to path below the root: a few listings in place of 112,120 look-ups."""
+    """Return file name to path below the root: a few listings instead of 112,120 look-ups."""
     paths: dict[str, str] = {}
     twice = {}
     folders = []

@@ -13,8 +13,8 @@ The report is composed of the sections as they stand in the file, a line each, h
 without.
 
 Labels come from `MeSH/major`, which indexers wrote after reading the report. A term is `Opacity/lung/base/left`: its
-part before the first slash is taken as present, so some labels name a place (`Lung/hyperdistention`: `Lung`). `normal`
-becomes `No Finding`; `No Indexing` and the term for a poor image are left out. Nothing is ever absent or uncertain.
+part before the first slash is present, so that some labels name an organ (`Lung/hyperdistention`: `Lung`). `normal`
+becomes `No Finding`; `No Indexing` and the term for a poor image are dropped. Nothing is ever absent or uncertain.
 """
 
 from __future__ import annotations

@@ -26,11 +26,11 @@ _TAR_FAULTS = (tarfile.TarError, EOFError, OSError, ValueError, RecursionError)
 
 
 def read_archive(path: AnyPath, folder: str) -> dict[str, bytes]:
-    """Return the XML files of a folder in a tar archive, by their path in it; other members are passed over.
+    """Return the XML files of a folder in a tar archive, by their path in it; other members are skipped.
 
     Args:
         path: Compressed with gzip, or not, whatever its name says.
-        folder: Of the archive; files in folders below it are passed over.
+        folder: Of the archive; files in folders below it are skipped.
 
     Raises:
         SourceError: The archive is too large or damaged, holds a path that leads out of it, a report that is too

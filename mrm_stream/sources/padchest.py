@@ -4,12 +4,12 @@
     root/<ImageDir>/<ImageID>                                    (or all images at the root)
 
 The reports are Spanish, and were lower-cased, stripped of punctuation and stemmed before they were published. View is
-`Projection`: UNK is left out of it, and AP_horizontal (lying) is written `AP horizontal`, as other sets write `AP
+`Projection`: UNK is dropped, and AP_horizontal (lying) is written `AP horizontal`, as other sets write `AP
 Supine`. Rows whose projection is EXCLUDE are no radiographs of a chest, and are not listed. The set has no split of its
 own, so every record is of the training split.
 
 `Labels` are taken by the set's own names, as present; `normal` becomes `No Finding`, and what is no finding (unchanged,
-exclude, suboptimal study) is left out.
+exclude, suboptimal study) is dropped.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def list_padchest(root: AnyPath) -> Iterator[Record]:
                 remedy="Expected letters, digits, - and _, and dots in ImageID.",
             )
         if not (study.strip() and patient.strip()):
-            raise SourceError("StudyID or PatientID is blank", where=where, remedy="Remove or mend the row.")
+            raise SourceError("StudyID or PatientID is blank", where=where, remedy="Remove or correct the row.")
         claim(lines, image, line, path)
         if cell not in labels:
             labels[cell] = _labels(cell, where)

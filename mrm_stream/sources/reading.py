@@ -50,7 +50,7 @@ _OF_THE_FILE = {
     *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV),
 }
 """What a file itself is to blame for. All else (a failing disk, a lost mount, too many open files) may pass: a record
-that was left out for it would be left out for good."""
+that was skipped for it would be skipped for good."""
 
 
 def read_image(root: AnyPath, record: Record) -> bytes:
@@ -117,8 +117,8 @@ def path_to_tell(root: AnyPath, path: str) -> str:
     """Return a path of a table as the quarantine may repeat it.
 
     Returns:
-        The path where it is a file's name, or a file lies there; else a sentence in its place, as it may be a report
-        that stands in the wrong column.
+        The path where it is a file's name, or a file lies there; else a sentence instead, as it may be a report
+        that is in the wrong column.
     """
     if is_file_name(path):
         return path
@@ -162,7 +162,7 @@ def _check_of_the_file(error: Exception, root: Path, path: str) -> None:
             f"{path_to_tell(root, path)} cannot be read: {error.strerror}",
             where=root,
             remedy="What is done is kept: run the same command again when it can be read. If it never can be, move the "
-            "file away: it is then left out as missing.",
+            "file away: it is then skipped as missing.",
         ) from None
 
 
@@ -176,7 +176,7 @@ def _checked(content: bytes | None, limit: int, noun: str, where: str) -> bytes:
 
 
 def _read_object(root: AnyPath, path: str, limit: int, noun: str) -> bytes:
-    """Return a remote file; what storage says in passing is tried again, and then ends the job (StorageError)."""
+    """Return a remote file; transient errors of the storage are retried, and then end the job (StorageError)."""
     _check_below(root, path)
     try:
         return read_whole(root / path, limit)
@@ -268,7 +268,7 @@ def _check_unpacked_copy(root: Path, member: str, content: bytes, where: str) ->
 
 @lru_cache(maxsize=2)
 def _open_zip(path: AnyPath, process: int) -> zipfile.ZipFile:
-    """Return an open zip, one a process: forked processes would move each other's place in the file."""
+    """Return an open zip, one a process: forked processes would move each other's position in the file."""
     try:
         if isinstance(path, Path):
             return zipfile.ZipFile(path)

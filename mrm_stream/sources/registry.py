@@ -175,7 +175,7 @@ def _check_splits(records: Sequence[Record], root: AnyPath, *, may_overlap: bool
                 raise SourceError(
                     f"subject {quoted(record.subject)} is in two splits: {split_of[record.subject]} and {record.split}",
                     where=root,
-                    remedy="Splits are by subject: mend the split table.",
+                    remedy="Splits are by subject: correct the split table.",
                 )
             overlapping.add(record.subject)
     if overlapping:

@@ -103,7 +103,9 @@ def read_coordinates(cells: Sequence[str], columns: Sequence[str], path: AnyPath
             number = math.nan
         if not math.isfinite(number):
             raise SourceError(
-                f"{column} of a box is no number: {quoted(cell)}", where=f"{path}, line {line}", remedy="Mend the row."
+                f"{column} of a box is no number: {quoted(cell)}",
+                where=f"{path}, line {line}",
+                remedy="Correct the row.",
             )
         numbers.append(number)
     return numbers
@@ -131,7 +133,7 @@ def _read_records(root: AnyPath) -> dict[str, Record]:
             )
         if targets.setdefault(patient, int(target)) != int(target):
             raise SourceError(
-                f"patientId {patient} has rows of Target 0 and of Target 1", where=where, remedy="Mend the table."
+                f"patientId {patient} has rows of Target 0 and of Target 1", where=where, remedy="Correct the table."
             )
         class_of[patient] = classes.need(patient, where)
         boxes.setdefault(patient, []).extend([box] if box else [])
@@ -159,7 +161,7 @@ def _read_classes(path: AnyPath) -> Join[str]:
         if name not in known:
             raise SourceError(f"unknown class {quoted(name)}", where=where, remedy=f"Expected {', '.join(CLASSES)}.")
         if classes.setdefault(patient, known[name]) != name:
-            raise SourceError(f"patientId {patient} has two classes", where=where, remedy="Mend the table.")
+            raise SourceError(f"patientId {patient} has two classes", where=where, remedy="Correct the table.")
     return Join(classes, path, "images")
 
 

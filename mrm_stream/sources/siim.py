@@ -56,7 +56,7 @@ _logger = logging.getLogger(__name__)
 def list_siim(root: AnyPath) -> Iterator[Record]:
     """Yield a record for each ImageId that has both a row and a DICOM, in the order of the table.
 
-    The published files lack some of either: those are left out, and their number logged.
+    The published files lack some of either: those are skipped, and their number logged.
 
     Raises:
         SourceError: The table is missing, damaged or of another form; a run is no such thing or leaves the image; the
@@ -68,7 +68,7 @@ def list_siim(root: AnyPath) -> Iterator[Record]:
 def list_siim_by_files(root: AnyPath, lists: AnyPath) -> Iterator[Record]:
     """Yield a record for each image and split of the reference code's lists, in their order.
 
-    The key is that of `list_siim` and the name of the split. Listed images without a row or DICOM are left out, and
+    The key is that of `list_siim` and the name of the split. Listed images without a row or DICOM are skipped, and
     their number logged.
 
     Raises:

@@ -29,7 +29,7 @@ LINE_LIMIT = 4 << 20
 """Characters in one line: a compressed table can unpack to a line that fills the memory."""
 
 BLANK_LIMIT = 100_000
-"""Blank lines of a table: compressed, millions of them take no room, and minutes to pass over."""
+"""Blank lines of a table: compressed, millions of them take no room, and minutes to skip."""
 
 TABLE_LIMIT = 2 << 30
 """Bytes of a remote table's file."""
@@ -90,7 +90,7 @@ def find_optional_table(root: AnyPath, name: str) -> AnyPath | None:
 def read_rows(path: AnyPath, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield each row of a UTF-8 table as (line it starts on, cells of `columns` in that order).
 
-    Lines count from 1, the header's; blank lines are passed over; space around the header's names is ignored.
+    Lines count from 1, the header's; blank lines are skipped; space around the header's names is ignored.
 
     Args:
         path: Comma-separated, quoted as in RFC 4180; compressed with gzip or not, whatever its name says.
@@ -111,11 +111,11 @@ def read_rows(path: AnyPath, columns: Sequence[str]) -> Iterator[tuple[int, tupl
             _check_commas(first, columns, path)
             reader = csv.reader(chain([first], lines), strict=True)
             header = [name.strip() for name in next(reader, [])]
-            places = [_find_column(header, column, columns, path) for column in columns]
+            positions = [_find_column(header, column, columns, path) for column in columns]
             line, blank = reader.line_num + 1, 0
             for cells in reader:
                 if len(cells) == len(header):
-                    yield line, tuple([cells[place] for place in places])
+                    yield line, tuple([cells[position] for position in positions])
                 elif cells:
                     raise SourceError(
                         f"the row has {len(cells)} cells, the header has {len(header)}",
@@ -263,7 +263,7 @@ def _bad_row(error: csv.Error, where: str) -> SourceError:
         return SourceError(
             f"a cell is longer than {CELL_LIMIT:,} characters",
             where=where,
-            remedy="A quote that is not closed takes the rows after it into its cell: mend the quotes of this row.",
+            remedy="A quote that is not closed takes the rows after it into its cell: correct the quotes of this row.",
         )
     if "unexpected end of data" in str(error):
         return SourceError(
@@ -327,7 +327,7 @@ def _check_commas(header: str, columns: Sequence[str], path: AnyPath) -> None:
 
 
 def _find_column(header: Sequence[str], column: str, columns: Sequence[str], path: AnyPath) -> int:
-    """Return the place of a column in the header; `columns` are all that are needed, for the message."""
+    """Return the position of a column in the header; `columns` are all that are needed, for the message."""
     if header.count(column) == 1:
         return header.index(column)
     if column in header:

@@ -26,7 +26,7 @@ def list_training_csv(root: AnyPath) -> Iterator[Record]:
     reports = []
     for line, (image_path, report) in read_rows(path, ("image_path", "report_content")):
         if not image_path:
-            raise SourceError("image_path is blank", where=f"{path}, line {line}", remedy="Remove or mend the row.")
+            raise SourceError("image_path is blank", where=f"{path}, line {line}", remedy="Remove or correct the row.")
         claim(lines, image_path, line, path)
         reports.append(report)
     for key, image_path, report in zip(keys_from_paths(list(lines)), lines, reports, strict=True):

@@ -42,7 +42,7 @@ class Order:
     a shard, memory grows with the samples of a window alone.
 
     Args:
-        shard_sizes: Samples of each shard; a sample's index counts through the shards in this order.
+        shard_sizes: Samples of each shard, (shards,); a sample's index counts through the shards in this order.
         seed: Of the run.
         window: Shards that are mixed; one window covers the whole set where it is no smaller.
 

@@ -64,7 +64,7 @@ def test_files_and_steps(measured: Any) -> None:
     assert [done for done, _, _ in steps] == list(range(3 * len(NAMES) + 1))
 
 
-def test_a_sorted_source_is_mended_in_the_order_that_it_should(measured: Any) -> None:
+def test_a_sorted_source_is_mixed_as_well_as_expected(measured: Any) -> None:
     """Known ends of each scale, and between them: the wider the window or the buffer, the nearer to a full shuffle."""
     _, result, _ = measured
 

@@ -1,4 +1,4 @@
-"""Every backend against torchvision's reference transforms, on the same window of the same JPEG."""
+"""Every backend against torchvision's reference transforms, on the same crop of the same JPEG."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mrm_stream.decode.pair import make_lr_hr_pair, normalise
 MakeJpeg = Callable[..., bytes]
 SIZE, LR_SIZE = 448, 224
 MEAN, STD = 0.4978, 0.2449
-WINDOWS = 4
+CROPS = 4
 """Of each radiograph."""
 
 
@@ -68,7 +68,7 @@ def grey_levels(normalised: Tensor) -> Tensor:
 
 
 def reference_hr(jpeg: bytes, top: int, left: int, height: int, width: int, flip: bool) -> Tensor:
-    """Return what torchvision makes of the window of a PIL image, as uint8 of shape (1, SIZE, SIZE)."""
+    """Return what torchvision makes of the crop of a PIL image, as uint8 of shape (1, SIZE, SIZE)."""
     cut = transforms.resized_crop(
         Image.open(io.BytesIO(jpeg)), top, left, height, width, [SIZE, SIZE], InterpolationMode.BICUBIC, antialias=True
     )
@@ -100,7 +100,7 @@ def decoder(backend: tuple[Literal["dali", "turbojpeg"], str]) -> Iterator[Decod
 
 @pytest.fixture(scope="session")
 def radiographs(shared: Path) -> list[bytes]:
-    """Twenty real radiographs of many sizes as a shard would hold them, each as often as it has windows."""
+    """Twenty real radiographs of many sizes as a shard would hold them, each as often as it has crops."""
     paths = sorted((shared / "data" / "covid-cxr" / "images").iterdir())
     jpegs: list[bytes] = []
     for path in paths[:: len(paths) // 24]:
@@ -113,9 +113,9 @@ def radiographs(shared: Path) -> list[bytes]:
             grey = ImageOps.contain(grey, (1024, 10**6) if grey.width < grey.height else (10**6, 1024))
         file = io.BytesIO()
         grey.save(file, "JPEG", quality=95)
-        jpegs += [file.getvalue()] * WINDOWS
-    assert len(jpegs) >= 20 * WINDOWS
-    return jpegs[: 20 * WINDOWS]
+        jpegs += [file.getvalue()] * CROPS
+    assert len(jpegs) >= 20 * CROPS
+    return jpegs[: 20 * CROPS]
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +161,7 @@ def test_backends_come_out_alike(radiographs: list[bytes], crops: Crops) -> None
 
 
 def pattern_faults() -> dict[str, Crops]:
-    """Return windows of a 700 x 900 image, to scale down and up, flipped and not; and the same with a fault each."""
+    """Return crops of a 700 x 900 image, to scale down and up, flipped and not; and the same with a fault each."""
     top, left = np.array([3, 101, 0, 57], np.int32), np.array([6, 211, 0, 400], np.int32)
     height, width = np.array([697, 451, 700, 300], np.int32), np.array([891, 603, 900, 299], np.int32)
     flip = np.array([False, True, False, True])
@@ -179,13 +179,13 @@ def pattern_faults() -> dict[str, Crops]:
 
 def test_a_pattern_comes_out_as_torchvisions_where_a_shift_would_show(decoder: Decoder, make_jpeg: MakeJpeg) -> None:
     jpegs = [make_jpeg(700, 900)] * 4
-    windows = pattern_faults()
-    ours = decoder.decode(jpegs, windows["none"])
-    apart = {fault: difference(ours, reference_batch(jpegs, crops)) for fault, crops in windows.items()}
+    cases = pattern_faults()
+    ours = decoder.decode(jpegs, cases["none"])
+    apart = {fault: difference(ours, reference_batch(jpegs, crops)) for fault, crops in cases.items()}
     right = apart.pop("none")
     assert right.within(Difference(0.5, 2, 4)), right
     assert min(wrong.mean for wrong in apart.values()) > 1, apart
-    reference = reference_batch(jpegs, windows["none"])
+    reference = reference_batch(jpegs, cases["none"])
     for moved in (ours.flip(-2), ours.transpose(-1, -2), ours.roll(1, -1), ours.roll(1, -2)):
         assert difference(moved, reference).mean > 3
     # Half an output pixel: what a resize does that takes pixels for points at their corners.
@@ -195,7 +195,7 @@ def test_a_pattern_comes_out_as_torchvisions_where_a_shift_would_show(decoder: D
 
 
 def test_the_central_square_is_torchvisions_resize_and_centre_crop(decoder: Decoder, radiographs: list[bytes]) -> None:
-    jpegs = radiographs[::WINDOWS]
+    jpegs = radiographs[::CROPS]
     ours = decoder.decode(jpegs, central_crops(jpeg_sizes(jpegs)))
     theirs = []
     for jpeg in jpegs:

@@ -26,7 +26,7 @@ def decoder() -> Iterator[TurboJpegDecoder]:
     made.close()
 
 
-def windows(jpegs: list[bytes], seed: int = 0) -> Crops:
+def crops_of(jpegs: list[bytes], seed: int = 0) -> Crops:
     return random_crops(jpeg_sizes(jpegs), 0, np.arange(len(jpegs)), seed=seed)
 
 
@@ -61,7 +61,7 @@ def test_resize_is_torchs_bit_for_bit_and_pils_to_two_grey_levels(shape: tuple[i
 
 def test_output_is_grey_8_bit_and_of_the_size_asked(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:
     jpegs = [make_jpeg(100, 140), make_jpeg(90, 64, "RGB"), make_jpeg(64, 64)]
-    image = decoder.decode(jpegs, windows(jpegs))
+    image = decoder.decode(jpegs, crops_of(jpegs))
     assert (image.shape, image.dtype, image.device.type) == ((3, 1, SIZE, SIZE), torch.uint8, "cpu")
     assert image.is_contiguous()
     assert decoder.decode([], central_crops(jpeg_sizes([]))).shape == (0, 1, SIZE, SIZE)
@@ -69,7 +69,7 @@ def test_output_is_grey_8_bit_and_of_the_size_asked(make_jpeg: MakeJpeg, decoder
 
 def test_a_sample_is_the_same_in_any_batch_and_place(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:
     jpegs = [make_jpeg(80 + 9 * i, 120 + 5 * i) for i in range(8)]
-    whole = decoder.decode(jpegs, windows(jpegs))
+    whole = decoder.decode(jpegs, crops_of(jpegs))
     for i in range(8):
         crops = random_crops(jpeg_sizes(jpegs[i : i + 1]), 0, [i], seed=0)
         assert torch.equal(decoder.decode([memoryview(jpegs[i])], crops)[0], whole[i])
@@ -77,10 +77,10 @@ def test_a_sample_is_the_same_in_any_batch_and_place(make_jpeg: MakeJpeg, decode
 
 def test_a_delivered_batch_is_never_written_again(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:
     jpegs = [make_jpeg(80, 120), make_jpeg(120, 80)]
-    delivered = [decoder.decode(jpegs, windows(jpegs, seed)) for seed in range(4)]
+    delivered = [decoder.decode(jpegs, crops_of(jpegs, seed)) for seed in range(4)]
     kept = [image.clone() for image in delivered]
     for seed in range(4, 12):
-        decoder.decode(jpegs, windows(jpegs, seed))
+        decoder.decode(jpegs, crops_of(jpegs, seed))
     assert all(torch.equal(image, copy) for image, copy in zip(delivered, kept, strict=True))
 
 
@@ -98,17 +98,17 @@ def test_a_damaged_jpeg_is_named_by_its_slot(make_jpeg: MakeJpeg, decoder: Turbo
     good = make_jpeg(100, 140)
     jpegs = [good, damage(good)[kind], good]
     with pytest.raises(DamagedSamplesError) as caught:
-        decoder.decode(jpegs, windows([good] * 3))
+        decoder.decode(jpegs, crops_of([good] * 3))
     assert list(caught.value.reasons) == [1]
     assert "JPEG" in caught.value.reasons[1]
-    assert decoder.decode([good], windows([good])).float().std() > 10
+    assert decoder.decode([good], crops_of([good])).float().std() > 10
 
 
 def test_every_damaged_slot_is_named_at_once(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:
     good = make_jpeg(100, 140)
     bad = damage(good)["hole"]
     with pytest.raises(DamagedSamplesError) as caught:
-        decoder.decode([bad, good, bad, good, bad], windows([good] * 5))
+        decoder.decode([bad, good, bad, good, bad], crops_of([good] * 5))
     assert sorted(caught.value.reasons) == [0, 2, 4]
 
 
@@ -118,12 +118,12 @@ def test_no_truncation_is_delivered(make_jpeg: MakeJpeg, decoder: TurboJpegDecod
     for length in [draw.randrange(len(good) - 2) for _ in range(200)]:
         for end in (b"", b"\xff\xd9"):
             with pytest.raises(DamagedSamplesError):
-                decoder.decode([good[:length] + end], windows([good]))
+                decoder.decode([good[:length] + end], crops_of([good]))
 
 
-def test_a_window_outside_the_image_is_refused(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:
+def test_a_crop_outside_the_image_is_refused(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:
     with pytest.raises(ValueError, match="leaves its image"):
-        decoder.decode([make_jpeg(100, 140)], windows([make_jpeg(200, 140)]))
+        decoder.decode([make_jpeg(100, 140)], crops_of([make_jpeg(200, 140)]))
 
 
 def test_an_exif_orientation_is_not_applied(make_jpeg: MakeJpeg, decoder: TurboJpegDecoder) -> None:

@@ -53,9 +53,7 @@ def one_by_one(
     st.integers(0, 2**63 - 1),
     st.integers(0, 1000),
 )
-def test_windows_follow_the_law_draw_for_draw_and_stay_inside(
-    rows: list[tuple[int, int]], seed: int, epoch: int
-) -> None:
+def test_crops_follow_the_law_draw_for_draw_and_stay_inside(rows: list[tuple[int, int]], seed: int, epoch: int) -> None:
     indexes = np.arange(len(rows)) * 1009
     crops = random_crops(sizes(*rows), epoch, indexes, seed=seed)
     assert crops.fit(sizes(*rows))
@@ -76,8 +74,8 @@ def test_areas_ratios_places_and_flips_are_spread_as_torchvisions(size: tuple[in
     crops = random_crops(np.tile(sizes(size), (count, 1)), 0, np.arange(count), seed=3)
     ours = np.stack([crops.top, crops.left, crops.height, crops.width], axis=1)
 
-    def features(window: NDArray[np.int64]) -> NDArray[np.float64]:
-        top, left, height, width = window.T.astype(float)
+    def features(crop: NDArray[np.int64]) -> NDArray[np.float64]:
+        top, left, height, width = crop.T.astype(float)
         return np.stack([height * width / math.prod(size), np.log(width / height), top / size[0], left / size[1]])
 
     for mine, other in zip(features(ours.astype(np.int64)), features(theirs), strict=True):
@@ -88,7 +86,7 @@ def test_areas_ratios_places_and_flips_are_spread_as_torchvisions(size: tuple[in
     assert abs(crops.flip.mean() - 0.5) < 0.03
 
 
-def test_a_window_belongs_to_its_sample_whatever_the_batch() -> None:
+def test_a_crop_belongs_to_its_sample_whatever_the_batch() -> None:
     shapes = sizes((1024, 1200), (600, 512), (900, 900), (512, 777))
     epochs, indexes = [0, 0, 1, 5], [10, 11, 10, 12]
     whole = as_rows(random_crops(shapes, epochs, indexes, seed=9))
@@ -101,19 +99,19 @@ def test_a_window_belongs_to_its_sample_whatever_the_batch() -> None:
     assert alone == whole
 
 
-def test_seed_epoch_and_index_each_change_the_window() -> None:
+def test_seed_epoch_and_index_each_change_the_crop() -> None:
     shape = sizes((1024, 1250))
-    windows = {
+    crops = {
         as_rows(random_crops(shape, epoch, [index], seed=seed))[0][:4]
         for seed in range(3)
         for epoch in range(3)
         for index in range(3)
     }
-    assert len(windows) == 27
+    assert len(crops) == 27
 
 
-def test_where_no_window_fits_the_largest_central_one_is_taken() -> None:
-    # 8 times as wide as high: no window of 90 % of the area has a ratio of at most 4/3.
+def test_where_no_crop_fits_the_largest_central_one_is_taken() -> None:
+    # 8 times as wide as high: no crop of 90 % of the area has a ratio of at most 4/3.
     crops = random_crops(sizes((100, 800), (800, 100)), 0, [0, 1], seed=0, area=(0.9, 1.0), flip=0.0)
     assert [row[:4] for row in as_rows(crops)] == [(0, 333, 100, 133), (333, 0, 133, 100)]
 
@@ -125,12 +123,12 @@ def test_flips_are_as_frequent_as_asked() -> None:
     assert abs(random_crops(shapes, 0, np.arange(1000), seed=0, flip=0.2).flip.mean() - 0.2) < 0.05
 
 
-def test_central_windows_are_square_and_central() -> None:
+def test_central_crops_are_square_and_central() -> None:
     crops = central_crops(sizes((101, 160), (300, 100), (64, 64)))
     assert as_rows(crops) == [(0, 29, 101, 101, 0), (100, 0, 100, 100, 0), (0, 0, 64, 64, 0)]
 
 
-def test_a_window_that_leaves_its_image_does_not_fit() -> None:
+def test_a_crop_that_leaves_its_image_does_not_fit() -> None:
     inside = central_crops(sizes((100, 160)))
     assert inside.fit(sizes((100, 160)))
     assert not inside.fit(sizes((100, 129)))

@@ -35,7 +35,7 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[DaliDecoder]:
     made.close()
 
 
-def windows(jpegs: list[bytes], seed: int = 0) -> Crops:
+def crops_of(jpegs: list[bytes], seed: int = 0) -> Crops:
     return random_crops(jpeg_sizes(jpegs), 0, np.arange(len(jpegs)), seed=seed)
 
 
@@ -47,7 +47,7 @@ def without_tables(jpeg: bytes) -> bytes:
 
 def test_output_is_grey_8_bit_and_of_the_size_asked(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     jpegs = [make_jpeg(100, 140), make_jpeg(90, 64, "RGB"), make_jpeg(64, 64)]
-    image = decoder.decode(jpegs, windows(jpegs))
+    image = decoder.decode(jpegs, crops_of(jpegs))
     assert (image.shape, image.dtype) == ((3, 1, SIZE, SIZE), torch.uint8)
     assert image.is_contiguous()
     assert decoder.decode([], central_crops(jpeg_sizes([]))).shape == (0, 1, SIZE, SIZE)
@@ -56,17 +56,17 @@ def test_output_is_grey_8_bit_and_of_the_size_asked(make_jpeg: MakeJpeg, decoder
 def test_batches_may_grow_and_shrink(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     jpegs = [make_jpeg(80 + 9 * i, 120 + 5 * i) for i in range(9)]
     counts = [2, 1, 5, 9, 3]
-    batches = [decoder.decode(jpegs[:count], windows(jpegs[:count])) for count in counts]
+    batches = [decoder.decode(jpegs[:count], crops_of(jpegs[:count])) for count in counts]
     assert [len(batch) for batch in batches] == counts
     assert all(torch.equal(batch, batches[3][: len(batch)]) for batch in batches)
 
 
 def test_a_delivered_batch_outlives_the_next_and_the_decoder(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     jpegs = [make_jpeg(80, 120), make_jpeg(120, 80)]
-    delivered = [decoder.decode(jpegs, windows(jpegs, seed)) for seed in range(4)]
+    delivered = [decoder.decode(jpegs, crops_of(jpegs, seed)) for seed in range(4)]
     kept = [image.clone() for image in delivered]
     for seed in range(4, 12):
-        decoder.decode(jpegs, windows(jpegs, seed))
+        decoder.decode(jpegs, crops_of(jpegs, seed))
     decoder.close()
     gc.collect()
     filler = [torch.full_like(delivered[0], 7) for _ in range(64)]
@@ -76,9 +76,9 @@ def test_a_delivered_batch_outlives_the_next_and_the_decoder(make_jpeg: MakeJpeg
 
 def test_input_may_be_freed_as_soon_as_decode_returns(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     jpegs = [make_jpeg(100, 140)]
-    expected = decoder.decode(jpegs, windows(jpegs))
+    expected = decoder.decode(jpegs, crops_of(jpegs))
     store = bytearray(jpegs[0])
-    image = decoder.decode([memoryview(store)], windows(jpegs))
+    image = decoder.decode([memoryview(store)], crops_of(jpegs))
     if image.is_cuda:
         torch.cuda.synchronize()
     store[:] = bytes(len(store))
@@ -105,12 +105,12 @@ def test_an_exif_orientation_is_not_applied(make_jpeg: MakeJpeg, decoder: DaliDe
 def test_undecodable_samples_are_named_and_the_next_batch_decodes(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     good = make_jpeg(100, 140)
     bad = without_tables(good)
-    expected = decoder.decode([good] * 4, windows([good] * 4))
+    expected = decoder.decode([good] * 4, crops_of([good] * 4))
     for _ in range(2):
         with pytest.raises(DamagedSamplesError) as caught:
-            decoder.decode([good, bad, good, bad], windows([good] * 4))
+            decoder.decode([good, bad, good, bad], crops_of([good] * 4))
         assert sorted(caught.value.reasons) == [1, 3]
-        assert torch.equal(decoder.decode([good] * 4, windows([good] * 4)), expected)
+        assert torch.equal(decoder.decode([good] * 4, crops_of([good] * 4)), expected)
 
 
 def test_a_failed_pipeline_is_not_used_again(
@@ -124,24 +124,24 @@ def test_a_failed_pipeline_is_not_used_again(
 
     monkeypatch.setattr(DaliDecoder, "_build", count)
     good = make_jpeg(100, 140)
-    decoder.decode([good] * 2, windows([good] * 2))
+    decoder.decode([good] * 2, crops_of([good] * 2))
     with pytest.raises(DamagedSamplesError):
-        decoder.decode([good, without_tables(good)], windows([good] * 2))
+        decoder.decode([good, without_tables(good)], crops_of([good] * 2))
     for _ in range(2):
-        decoder.decode([good], windows([good]))
+        decoder.decode([good], crops_of([good]))
     assert built == [2, 2]
 
 
-def test_a_window_outside_the_image_is_refused(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
+def test_a_crop_outside_the_image_is_refused(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     with pytest.raises(ValueError, match="leaves its image"):
-        decoder.decode([make_jpeg(100, 140)], windows([make_jpeg(200, 140)]))
+        decoder.decode([make_jpeg(100, 140)], crops_of([make_jpeg(200, 140)]))
 
 
 def test_a_jpeg_that_was_cut_short_never_reaches_dali(make_jpeg: MakeJpeg, decoder: DaliDecoder) -> None:
     good = make_jpeg(100, 140)
     for length in range(0, len(good), 97):
         with pytest.raises(DamagedSamplesError) as caught:
-            decoder.decode([good, good[:length]], windows([good] * 2))
+            decoder.decode([good, good[:length]], crops_of([good] * 2))
         assert list(caught.value.reasons) == [1]
 
 
@@ -155,10 +155,10 @@ def test_a_failure_without_a_culprit_is_reported_as_dalis(
     with monkeypatch.context() as patch:
         patch.setattr(DaliDecoder, "_run", fail)
         with pytest.raises(MrmStreamError, match="out of device memory") as caught:
-            decoder.decode(jpegs, windows(jpegs))
+            decoder.decode(jpegs, crops_of(jpegs))
     assert not isinstance(caught.value, DamagedSamplesError)
     assert "turbojpeg" in str(caught.value)
-    assert decoder.decode(jpegs, windows(jpegs)).shape == (1, 1, SIZE, SIZE)
+    assert decoder.decode(jpegs, crops_of(jpegs)).shape == (1, 1, SIZE, SIZE)
 
 
 def test_auto_is_libjpeg_turbo_without_a_gpu_and_either_can_be_asked_for() -> None:

@@ -40,7 +40,7 @@ def jpegs(make_jpeg: MakeJpeg) -> list[bytes]:
     return [make_jpeg(120 + 7 * number, 150 + 3 * number) for number in range(40)]
 
 
-def windows(jpegs: list[bytes], seed: int = 0) -> Crops:
+def crops_of(jpegs: list[bytes], seed: int = 0) -> Crops:
     return random_crops(jpeg_sizes(jpegs), 0, np.arange(len(jpegs)), seed=seed)
 
 
@@ -57,8 +57,8 @@ def test_views_are_those_of_the_plain_steps(
 ) -> None:
     decoder = TurboJpegDecoder(size=size, threads=2, device=CPU)
     some = jpegs[:count]
-    lr, hr = ViewMaker(decoder, mean=MEAN, std=STD, lr_size=lr_size, antialias=antialias)(some, windows(some))
-    expected_lr, expected_hr = plain(decoder, some, windows(some), lr_size, antialias)
+    lr, hr = ViewMaker(decoder, mean=MEAN, std=STD, lr_size=lr_size, antialias=antialias)(some, crops_of(some))
+    expected_lr, expected_hr = plain(decoder, some, crops_of(some), lr_size, antialias)
     assert torch.equal(hr, expected_hr)
     torch.testing.assert_close(lr, expected_lr, rtol=0, atol=2e-6)
     decoder.close()
@@ -67,8 +67,8 @@ def test_views_are_those_of_the_plain_steps(
 def test_dali_s_crops_go_through_the_plain_steps(jpegs: list[bytes]) -> None:
     pytest.importorskip("nvidia.dali")
     decoder = make_decoder("dali", size=96, threads=1, device=CPU)
-    lr, hr = ViewMaker(decoder, mean=MEAN, std=STD, lr_size=48)(jpegs, windows(jpegs))
-    expected = plain(decoder, jpegs, windows(jpegs), 48, False)
+    lr, hr = ViewMaker(decoder, mean=MEAN, std=STD, lr_size=48)(jpegs, crops_of(jpegs))
+    expected = plain(decoder, jpegs, crops_of(jpegs), 48, False)
     assert torch.equal(lr, expected[0])
     assert torch.equal(hr, expected[1])
     decoder.close()
@@ -76,7 +76,7 @@ def test_dali_s_crops_go_through_the_plain_steps(jpegs: list[bytes]) -> None:
 
 def test_a_size_that_does_not_divide_the_crop_is_refused(decoder: TurboJpegDecoder, jpegs: list[bytes]) -> None:
     with pytest.raises(ValueError, match="multiple"):
-        ViewMaker(decoder, mean=MEAN, std=STD, lr_size=50)(jpegs, windows(jpegs))
+        ViewMaker(decoder, mean=MEAN, std=STD, lr_size=50)(jpegs, crops_of(jpegs))
 
 
 def test_every_damaged_slot_is_named_and_the_next_batch_is_whole(maker: ViewMaker, jpegs: list[bytes]) -> None:
@@ -85,25 +85,25 @@ def test_every_damaged_slot_is_named_and_the_next_batch_is_whole(maker: ViewMake
         middle = len(jpegs[slot]) // 2
         bad[slot] = jpegs[slot][:middle] + jpegs[slot][middle + 200 :]
     with pytest.raises(DamagedSamplesError) as caught:
-        maker(bad, windows(jpegs))
+        maker(bad, crops_of(jpegs))
     assert sorted(caught.value.reasons) == [0, 17, 39]
-    assert maker(jpegs, windows(jpegs))[1].std() > 0.1
+    assert maker(jpegs, crops_of(jpegs))[1].std() > 0.1
 
 
 def test_an_empty_batch_is_empty(maker: ViewMaker) -> None:
-    assert [view.shape for view in maker([], windows([]))] == [(0, 1, 48, 48), (0, 1, 96, 96)]
+    assert [view.shape for view in maker([], crops_of([]))] == [(0, 1, 48, 48), (0, 1, 96, 96)]
 
 
 def test_a_view_that_somebody_holds_is_never_written_again(maker: ViewMaker, jpegs: list[bytes]) -> None:
     some = jpegs[:3]
-    held = [view for seed in range(6) for view in maker(some, windows(some, seed))]
+    held = [view for seed in range(6) for view in maker(some, crops_of(some, seed))]
     # Parts of batches that are gone.
-    held += [maker(some, windows(some, 20))[1][1, 0, 5:9], maker(some, windows(some, 21))[1].flatten()]
-    held.append(torch.from_numpy(maker(some, windows(some, 22))[0].numpy()[2]))
+    held += [maker(some, crops_of(some, 20))[1][1, 0, 5:9], maker(some, crops_of(some, 21))[1].flatten()]
+    held.append(torch.from_numpy(maker(some, crops_of(some, 22))[0].numpy()[2]))
     kept = [view.clone() for view in held]
     gc.collect()
     for seed in range(6, 18):
-        maker(some, windows(some, seed))
+        maker(some, crops_of(some, seed))
     assert all(torch.equal(view, copy) for view, copy in zip(held, kept, strict=True))
 
 
@@ -121,15 +121,15 @@ def test_memory_that_nobody_holds_is_used_again(
 
     monkeypatch.setattr(np, "empty", counted)
     for seed in range(20):
-        maker(some, windows(some, seed))
+        maker(some, crops_of(some, seed))
     # Two views of 20 batches; a thread may hold on to its last images for a moment.
     assert 2 <= len(fresh) <= 12
 
 
 def test_no_more_memory_is_kept_than_a_few_batches(maker: ViewMaker, jpegs: list[bytes]) -> None:
     for count in range(1, 40):
-        maker(jpegs[:count], windows(jpegs[:count]))
-    held = [maker(jpegs[:2], windows(jpegs[:2], seed)) for seed in range(20)]
+        maker(jpegs[:count], crops_of(jpegs[:count]))
+    held = [maker(jpegs[:2], crops_of(jpegs[:2], seed)) for seed in range(20)]
     held.clear()
     gc.collect()
     assert 0 < len(maker._memory._spare) <= 8
@@ -139,12 +139,12 @@ def test_threads_that_share_a_maker_do_not_share_a_batch(
     decoder: TurboJpegDecoder, maker: ViewMaker, jpegs: list[bytes]
 ) -> None:
     some = jpegs[:6]
-    expected = {seed: plain(decoder, some, windows(some, seed), 48, False)[1] for seed in range(4)}
+    expected = {seed: plain(decoder, some, crops_of(some, seed), 48, False)[1] for seed in range(4)}
     wrong: list[int] = []
 
     def make(seed: int) -> None:
         for _ in range(40):
-            if not torch.equal(maker(some, windows(some, seed))[1], expected[seed]):
+            if not torch.equal(maker(some, crops_of(some, seed))[1], expected[seed]):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=make, args=(seed,)) for seed in range(4)]

@@ -237,7 +237,9 @@ def test_where_nothing_can_be_used_nothing_is_left(
     assert s3.contents("sets", name) == {}
 
 
-def test_damage_there_is_found_and_mended(s3: FaultyS3, remote_root: str, packed: dict[str, bytes], name: str) -> None:
+def test_damage_there_is_found_and_repaired(
+    s3: FaultyS3, remote_root: str, packed: dict[str, bytes], name: str
+) -> None:
     for file, content in packed.items():
         s3.client.put_object(Bucket="sets", Key=f"{name}/{file}", Body=content)
     assert verify(out_of(name), decode=True) == []

@@ -59,7 +59,7 @@ def test_whatever_is_damaged_at_once_becomes_what_it_was(
 
 
 @pytest.mark.parametrize("rounds", [12, pytest.param(300, marks=pytest.mark.campaign)])
-def test_random_damage_is_mended(mixed_set: Path, packed: Path, copy: Path, rounds: int) -> None:
+def test_random_damage_is_repaired(mixed_set: Path, packed: Path, copy: Path, rounds: int) -> None:
     draw = random.Random(0)
     kinds = [kind for kind in KINDS if not kind.endswith(BEYOND_REPAIR)]
     for _ in range(rounds):
@@ -83,7 +83,7 @@ def test_whole_files_are_not_touched(mixed_set: Path, packed: Path, copy: Path) 
     assert repair(copy, mixed_set) == ([], [])
 
 
-def test_what_cannot_be_mended_is_told(mixed_set: Path, copy: Path) -> None:
+def test_what_cannot_be_repaired_is_told(mixed_set: Path, copy: Path) -> None:
     (copy / "quarantine.jsonl").write_text("")
     found, left = repair(copy, mixed_set)
     assert [fault.file for fault in found] == [fault.file for fault in left] == ["quarantine.jsonl"]
@@ -113,7 +113,7 @@ def test_a_source_that_has_changed_replaces_nothing(
     assert digests(copy) == before
 
 
-def test_one_shard_that_cannot_be_mended_keeps_no_other_from_it(
+def test_one_shard_that_cannot_be_repaired_keeps_no_other_from_it(
     mixed_set: Path, packed: Path, copy: Path, tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(mixed_set, tmp_path / "changed"))
@@ -133,24 +133,24 @@ def test_one_shard_that_cannot_be_mended_keeps_no_other_from_it(
 def test_a_record_that_was_left_out_stays_out_though_it_is_good_now(
     mixed_set: Path, packed: Path, copy: Path, tmp_path: Path
 ) -> None:
-    mended = Path(shutil.copytree(mixed_set, tmp_path / "mended"))
-    bad = next((mended / "images").glob("truncated-*"))
-    shutil.copy(next((mended / "images").glob("good-*")), bad)
+    repaired = Path(shutil.copytree(mixed_set, tmp_path / "repaired"))
+    bad = next((repaired / "images").glob("truncated-*"))
+    shutil.copy(next((repaired / "images").glob("good-*")), bad)
     for path in copy.glob("*.tar"):
         path.write_bytes(b"")
-    assert repair(copy, mended)[1] == []
+    assert repair(copy, repaired)[1] == []
     assert digests(copy) == digests(packed)
 
 
 def test_without_the_list_of_what_was_left_out_the_reason_says_so(mixed_set: Path, copy: Path, tmp_path: Path) -> None:
-    mended = Path(shutil.copytree(mixed_set, tmp_path / "mended"))
-    shutil.copy(next((mended / "images").glob("good-*")), next((mended / "images").glob("truncated-*")))
+    repaired = Path(shutil.copytree(mixed_set, tmp_path / "repaired"))
+    shutil.copy(next((repaired / "images").glob("good-*")), next((repaired / "images").glob("truncated-*")))
     (copy / "quarantine.jsonl").unlink()
     for path in copy.glob("*.tar"):
         path.write_bytes(b"")
-    left = repair(copy, mended)[1]
+    left = repair(copy, repaired)[1]
     assert {fault.file.split("-")[0] for fault in left} == {"quarantine.jsonl", "train"}
-    assert "quarantine.jsonl, which tells what was left out, is damaged too" in str(left[-1])
+    assert "quarantine.jsonl, which tells what was skipped, is damaged too" in str(left[-1])
 
 
 def test_an_empty_quarantine_is_made_again(make_set: Callable[..., Path], tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_tokenizer_that_was_given_must_be_copied_back(mixed_set: Path, packed:
     left = repair(out, mixed_set)[1]
     assert [(fault.file, fault.why_left) for fault in left] == [
         ("tokenizer.json", "it was not trained when this set was packed"),
-        ("train-00000.tar", "tokenizer.json must be mended first"),
+        ("train-00000.tar", "tokenizer.json must be repaired first"),
     ]
     assert "copy it from where it was given" in str(left[0].remedy)
     shutil.copy(given, out / "tokenizer.json")

@@ -139,7 +139,7 @@ def test_sections_and_samples_without_them(sectioned: tuple[Path, Path], tmp_pat
         expected = encode_report(tokenizer, f"{int(key[-3:])} times no acute process.")
         np.testing.assert_array_equal(np.frombuffer(contents["tok"], "<u2"), expected)
     assert verify(out, decode=True) == []
-    # The set can be mended from the source: with its sections, and without what they left out.
+    # The set can be repaired from the source: with its sections, and without what they skipped.
     finished = digests(out)
     for entry in manifest.shards()[::2]:
         (out / entry.file).write_bytes(b"damaged")

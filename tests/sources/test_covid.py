@@ -55,7 +55,7 @@ def test_radiographs_without_notes_are_counted_and_left_out(tmp_path: Path, capl
     root = _write(tmp_path, [*ROWS[:2], [*ROWS[2][:7], " "]])
     with caplog.at_level(logging.INFO):
         assert len(list_records("covid", root)) == 2
-    assert "1 radiographs without notes are left out" in caplog.text
+    assert "1 radiographs without notes are skipped" in caplog.text
 
 
 def test_images_that_are_not_there_are_counted_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -135,7 +135,9 @@ def test_another_separator_is_told(tmp_path: Path, content: str, what: str) -> N
 def test_a_long_cell_is_told_with_the_line_that_it_begins_on(tmp_path: Path) -> None:
     """As when a quote is not closed: the rows after it become its cell."""
     path = _write(tmp_path / "t.csv", "a,b\n1,2\n" + '3,"' + "4,5\n" * (CELL_LIMIT // 4 + 1))
-    with pytest.raises(SourceError, match=r"a cell is longer than 1,048,576 characters\n.*mend the quotes") as caught:
+    with pytest.raises(
+        SourceError, match=r"a cell is longer than 1,048,576 characters\n.*correct the quotes"
+    ) as caught:
         list(read_rows(path, ("a", "b")))
     assert caught.value.where == f"{path}, line 3"
 

@@ -182,5 +182,5 @@ def test_a_denied_permission_is_told_as_one(case: Case, folder: Path, unprivileg
     assert "permission denied" in result.output.lower()
     assert case.locked in result.output
     assert "\n  " in error, "no remedy"
-    for wrong in ("fetch it again", "mends what it can", "is damaged", "are damaged", "no such"):
+    for wrong in ("fetch it again", "repairs what it can", "is damaged", "are damaged", "no such"):
         assert wrong not in error.lower()

@@ -117,7 +117,7 @@ def test_notes_of_covid_that_say_nothing_are_no_notes(tmp_path: Path, caplog: py
         csv.writer(file).writerows([columns, *rows])
     with caplog.at_level("INFO"):
         assert [record.report_text for record in list_records("covid", tmp_path)] == ["Fever"]
-    assert "2 radiographs without notes are left out" in caplog.text
+    assert "2 radiographs without notes are skipped" in caplog.text
 
 
 def test_a_study_of_openi_whose_findings_and_impression_say_nothing_has_no_report() -> None:

@@ -52,7 +52,7 @@ _FRAME_START = re.compile(_STREAM_START + rb"|[\1\2]\0\0\0\x40\0\0\0")
 _NEXT_FRAME = re.compile(rb"\xff\xd9\0?(?:" + _STREAM_START + rb")")
 """How compressed frames begin: JPEG and JPEG-LS, JPEG 2000, bare or in a file's wrapping, RLE; one after another.
 
-Decoders return the first of several, and pass over the others. No header needs to tell how many there are.
+Decoders return the first of several, and ignore the others. No header needs to tell how many there are.
 """
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _ITEM, _SEQUENCE_END, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
@@ -103,9 +103,9 @@ def decode_dicom(data: bytes, rendering: Rendering) -> DecodedDicom:
     """
     try:
         with _quiet_pydicom():
-            header, syntax, place = _read_header(data)
+            header, syntax, position = _read_header(data)
             layout = _check_layout(header)
-            stored_HW = _stored_values(data, place, syntax, layout)
+            stored_HW = _stored_values(data, position, syntax, layout)
             values = np.arange(1 << 8 * stored_HW.itemsize) & ((1 << layout.bits_stored) - 1)
             if layout.signed:
                 values -= (values >> (layout.bits_stored - 1)) << layout.bits_stored
@@ -159,8 +159,8 @@ def _read_header(data: bytes) -> tuple[Dataset, str, int]:
     return header, syntax, file.tell()
 
 
-def _check_end(data: bytes, place: int) -> None:
-    if len(data) < place + 12:
+def _check_end(data: bytes, position: int) -> None:
+    if len(data) < position + 12:
         raise ImageError("image-truncated", "the DICOM ends before its pixels")
 
 
@@ -192,13 +192,13 @@ def _check_layout(header: Dataset) -> _Layout:
     return _Layout(height, width, allocated, stored, bool(signed))
 
 
-def _stored_values(data: bytes, place: int, syntax: str, layout: _Layout) -> Stored:
+def _stored_values(data: bytes, position: int, syntax: str, layout: _Layout) -> Stored:
     """Return the pixels as they are stored, whatever their bits mean, shape (height, width)."""
-    if struct.unpack_from("<HH", data, place) != _PIXEL_DATA:
+    if struct.unpack_from("<HH", data, position) != _PIXEL_DATA:
         raise ImageError("image-damaged", "the DICOM has no pixels, or none of integers")
     # A VR makes an odd number where an implicit element has its length, which is even.
-    explicit = data[place + 4 : place + 6] in (b"OB", b"OW", b"UN")
-    start = place + (12 if explicit else 8)
+    explicit = data[position + 4 : position + 6] in (b"OB", b"OW", b"UN")
+    start = position + (12 if explicit else 8)
     (length,) = struct.unpack_from("<I", data, start - 4)
     if (length == _UNDEFINED) == (syntax in _NATIVE):
         raise ImageError("image-damaged", "the DICOM's pixels are not encoded as its transfer syntax says")

@@ -71,7 +71,7 @@ class GdcmProcess:
         return raw
 
     def _start(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join(place for place in sys.path if place)
+        path = os.pathsep.join(folder for folder in sys.path if folder)
         # Each thread that numpy would keep takes from the memory allowed.
         environment = os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
         code = f"from {__name__} import GdcmProcess; GdcmProcess.serve()"

@@ -92,8 +92,8 @@ def _best_pixels(labels_HW: NDArray[np.int32], size: tuple[int, int]) -> NDArray
     pixels = size[0] * size[1]
     ys, xs = np.nonzero(labels_HW)
     (top, bottom, upper), (left, right, lefter) = (
-        tuple(values[places] for values in _bands(length, parts))
-        for places, length, parts in zip((ys, xs), labels_HW.shape, size, strict=True)
+        tuple(values[pixels_of_axis] for values in _bands(length, parts))
+        for pixels_of_axis, length, parts in zip((ys, xs), labels_HW.shape, size, strict=True)
     )
     # Each input pixel's four parts, as areas in the output pixels that they fall into; parts of no area do no harm.
     parts = [
@@ -101,10 +101,10 @@ def _best_pixels(labels_HW: NDArray[np.int32], size: tuple[int, int]) -> NDArray
         for row, high in ((top, upper), (bottom, size[0] - upper))
         for column, wide in ((left, lefter), (right, size[1] - lefter))
     ]
-    keys = np.concatenate([labels_HW[ys, xs].astype(np.int64) * pixels + place for place, _ in parts])
+    keys = np.concatenate([labels_HW[ys, xs].astype(np.int64) * pixels + output for output, _ in parts])
     pairs, inverse = np.unique(keys, return_inverse=True)
     areas = np.zeros(pairs.size, np.int64)
     np.add.at(areas, inverse, np.concatenate([area for _, area in parts]))
-    labels, places = pairs // pixels, pairs % pixels
-    order = np.lexsort((places, -areas, labels))
-    return np.asarray(places[order[np.unique(labels[order], return_index=True)[1]]])
+    labels, outputs = pairs // pixels, pairs % pixels
+    order = np.lexsort((outputs, -areas, labels))
+    return np.asarray(outputs[order[np.unique(labels[order], return_index=True)[1]]])

@@ -17,9 +17,9 @@ from mrm_stream.sources.phantom.grid import (
     X_HALF,
     Y_H1,
     Plane,
+    disc_box,
     mirror,
     smoothstep,
-    window,
 )
 from mrm_stream.sources.phantom.subject import Anatomy
 
@@ -38,7 +38,7 @@ def bones(anatomy: Anatomy, cage_H1: Plane, midline_H1: Plane, *, portable: bool
         portable: The arms hang and the scapulae lie over the lungs.
     """
     path_HW = _ribs(anatomy, cage_H1)
-    _, columns = window(0.0, 0.0, 0.35)
+    _, columns = disc_box(0.0, 0.0, 0.35)
     path_HW[:, columns] += _spine(X_1W[:, columns] - midline_H1)
     path_HW += _shoulders(anatomy, portable)
     return path_HW
@@ -46,8 +46,8 @@ def bones(anatomy: Anatomy, cage_H1: Plane, midline_H1: Plane, *, portable: bool
 
 def _rib_profile() -> Plane:
     """Path through the ribs by height: a shell of dense bone about a spongy core, so bright edges."""
-    place = np.arange(_STEPS) / _STEPS
-    across = np.clip(np.abs(place - 0.24) / 0.2, 0.0, 1.0)
+    height = np.arange(_STEPS) / _STEPS
+    across = np.clip(np.abs(height - 0.24) / 0.2, 0.0, 1.0)
     inner = np.clip(across / 0.78, 0.0, 1.0)
     shell = np.sqrt(1.0 - across**2) - 0.7 * np.sqrt(1.0 - inner**2)
     profile = np.zeros((_RIBS + 2, _STEPS), np.float32)

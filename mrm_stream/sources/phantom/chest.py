@@ -18,12 +18,12 @@ from mrm_stream.sources.phantom.grid import (
     X_HALF,
     Y_H1,
     Plane,
+    disc_box,
     empty,
     inflate,
     mirror,
     radius_squared,
     smoothstep,
-    window,
 )
 from mrm_stream.sources.phantom.subject import Anatomy, Kind, Study
 from mrm_stream.sources.phantom.vessels import vessels
@@ -137,7 +137,7 @@ def _mediastinum(anatomy: Anatomy, midline_H1: Plane, rotation: float) -> Plane:
     half_H1 = (0.5 * anatomy.mediastinum * (right_H1 + left_H1)).astype(np.float32)
     centre_H1 = (midline_H1 + rotation + 0.5 * (left_H1 - right_H1)).astype(np.float32)
     organs_HW = empty()
-    _, columns = window(0.0, 0.0, 0.6)
+    _, columns = disc_box(0.0, 0.0, 0.6)
     across_HW = (X_1W[:, columns] - centre_H1) / half_H1
     organs_HW[:, columns] = 12.0 * np.sqrt(np.maximum(1.0 - across_HW * across_HW, 0.0))
     inflate(organs_HW, 7.0, 0.18 + 1.5 * rotation, 0.52, anatomy.knob, 1.05 * anatomy.knob)
@@ -157,7 +157,7 @@ def _body(anatomy: Anatomy) -> Plane:
     body_HW = mirror(np.maximum(torso_HW, neck_1W))
     for side in (-1.0, 1.0):
         inflate(body_HW, 12.0, side * (1.58 + 0.5 * anatomy.width), 0.95, 0.9, 0.22, 90.0 - side * 8.0)
-        rows, columns = window(side * 0.6, 1.5, 0.38)
+        rows, columns = disc_box(side * 0.6, 1.5, 0.38)
         round_HW = np.sqrt(np.maximum(1.0 - radius_squared(side * 0.6, 1.5, 0.38, 0.36, 0.0, rows, columns), 0.0))
         # A breast hangs: its lower edge is the sharp one.
         body_HW[rows, columns] += anatomy.breast * round_HW * smoothstep((Y_H1[rows] - 1.1) / 0.5)
@@ -167,7 +167,7 @@ def _body(anatomy: Anatomy) -> Plane:
 def _carve_airway(tissue_HW: Plane, rotation: float) -> None:
     """Take out trachea and main bronchi: air, 1.6 cm across."""
     air_HW = empty()
-    _, columns = window(rotation, 0.0, 0.1)
+    _, columns = disc_box(rotation, 0.0, 0.1)
     across_HW = (X_1W[:, columns] + 0.015 - rotation) / 0.062
     air_HW[:, columns] = 1.6 * np.sqrt(np.maximum(1.0 - across_HW**2, 0.0)) * smoothstep((0.76 - Y_H1) / 0.06)
     inflate(air_HW, 1.6, -0.12 + rotation, 0.80, 0.17, 0.045, -42.0)
@@ -179,7 +179,7 @@ def _carve_stomach(tissue_HW: Plane, study: Study) -> None:
     """Take out the air under the left dome; it stands over a fluid level when the patient does."""
     radius = study.anatomy.stomach
     y = study.inspiration + 0.15 + 0.6 * radius
-    rows, columns = window(0.48, y, radius)
+    rows, columns = disc_box(0.48, y, radius)
     air_HW = np.sqrt(np.maximum(1.0 - radius_squared(0.48, y, radius, 0.6 * radius, 8.0, rows, columns), 0.0))
     if not study.portable:
         air_HW *= np.clip((y + 0.2 * radius - Y_H1[rows]) / 0.02, 0.0, 1.0)

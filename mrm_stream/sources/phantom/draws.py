@@ -15,7 +15,7 @@ _DRAWS = 128
 
 
 class Level(IntEnum):
-    """What a stream describes; it takes the place of the epoch in `mrm_stream.randomness`."""
+    """What a stream describes; it is used as the epoch of `mrm_stream.randomness`."""
 
     SUBJECT = 0
     STUDY = 1

@@ -104,7 +104,7 @@ def pose(exposure: Exposure) -> NDArray[np.float64]:
     return np.column_stack([turn, target - turn @ middle])
 
 
-def place(plane_HW: NDArray[_Scalar], exposure: Exposure) -> NDArray[_Scalar]:
+def to_image(plane_HW: NDArray[_Scalar], exposure: Exposure) -> NDArray[_Scalar]:
     """Return a plane of the grid as it lies in the image, (height, width), same type."""
     matrix = pose(exposure)
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
@@ -130,7 +130,7 @@ def collimate(image_HW: NDArray[np.uint8], exposure: Exposure) -> None:
 def develop(grey_HW: Plane, exposure: Exposure) -> NDArray[np.uint8]:
     """Return the 8-bit radiograph, (height, width): grain, marker and border are added at full resolution."""
     smooth_HW: Plane = cv2.GaussianBlur(grey_HW, (0, 0), 0.6)
-    image_HW = place(smooth_HW, exposure)
+    image_HW = to_image(smooth_HW, exposure)
     _add_grain(image_HW, exposure)
     np.clip(image_HW, 0.0, 255.0, out=image_HW)
     radiograph_HW = image_HW.astype(np.uint8)

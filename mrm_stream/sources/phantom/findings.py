@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrm_stream.sources.phantom.chest import LUNG_DENSITY, Chest, normal_path
-from mrm_stream.sources.phantom.grid import GRID, PIXELS_PER_UNIT, X_1W, Y_H1, Plane, radius_squared, smoothstep, window
+from mrm_stream.sources.phantom.grid import (
+    GRID,
+    PIXELS_PER_UNIT,
+    X_1W,
+    Y_H1,
+    Plane,
+    disc_box,
+    radius_squared,
+    smoothstep,
+)
 from mrm_stream.sources.phantom.subject import CM_PER_UNIT, Finding, Kind, Study
 
 _Mask: TypeAlias = NDArray[np.uint8]
@@ -51,7 +60,7 @@ def apply_findings(chest: Chest, study: Study, texture_HW: Plane) -> tuple[Plane
 
 
 def _fill(path_HW: Plane, air_HW: Plane, share_HW: Plane) -> NDArray[np.bool_]:
-    """Put fluid in the place of a share of the air that is left, in place; return where that shows."""
+    """Replace a share of the air that is left by fluid, in place; return where that shows."""
     cover_HW = (air_HW > 1.0) & (share_HW > 0.35)
     gain_HW = share_HW * air_HW
     path_HW += gain_HW
@@ -75,7 +84,7 @@ def _fluid(chest: Chest, finding: Finding) -> Plane:
 
 
 def _pneumothorax(chest: Chest, finding: Finding, path_HW: Plane) -> NDArray[np.bool_]:
-    """The lung shrinks away from apex and wall; air, without vessels, takes its place."""
+    """The lung shrinks away from apex and wall; air, without vessels, fills the gap."""
     gap_apex, gap_wall = 0.10 + 0.45 * finding.size, 0.05 + 0.38 * finding.size
     down = max(1, round(gap_apex * PIXELS_PER_UNIT))
     lung_H1 = np.concatenate([np.zeros((down, 1), np.float32), chest.cage_H1[:-down]]) * (1.0 - gap_wall)
@@ -102,7 +111,7 @@ def _centre(chest: Chest, finding: Finding) -> tuple[float, float]:
 def _nodule(chest: Chest, finding: Finding, path_HW: Plane) -> NDArray[np.bool_]:
     x, y = _centre(chest, finding)
     radius = finding.diameter_mm / 20.0 / CM_PER_UNIT
-    rows, columns = window(x, y, radius)
+    rows, columns = disc_box(x, y, radius)
     depth = np.sqrt(np.maximum(1.0 - radius_squared(x, y, radius, radius, 0.0, rows, columns), 0.0))
     # Denser than water, as most nodules that are seen hold calcium.
     path_HW[rows, columns] += (1.0 + 2.4 * radius * CM_PER_UNIT) * depth
@@ -116,7 +125,7 @@ def _consolidated(chest: Chest, finding: Finding, texture_HW: Plane) -> Plane:
     x, y = _centre(chest, finding)
     reach = 0.17 + 0.20 * finding.size
     share_HW = np.zeros((GRID, GRID), np.float32)
-    rows, columns = window(x, y, 2.2 * reach)
+    rows, columns = disc_box(x, y, 2.2 * reach)
     radius = np.sqrt(radius_squared(x, y, 1.1 * reach, 0.9 * reach, 20.0 * finding.side, rows, columns))
     share_HW[rows, columns] = smoothstep((1.4 - radius + 0.16 * texture_HW[rows, columns]) / 1.1)
     # Spared lobules leave it mottled.

@@ -26,7 +26,7 @@ def smoothstep(value: NDArray[np.floating[Any]]) -> Plane:
     return clipped
 
 
-def window(x: float, y: float, radius: float) -> tuple[slice, slice]:
+def disc_box(x: float, y: float, radius: float) -> tuple[slice, slice]:
     """Return the rows and columns of the grid that hold a disc, cut at the grid's edges."""
     rows = [round((y + sign * radius - TOP_EDGE) * PIXELS_PER_UNIT) + sign for sign in (-1, 1)]
     columns = [round((x + sign * radius - LEFT_EDGE) * PIXELS_PER_UNIT) + sign for sign in (-1, 1)]
@@ -73,7 +73,7 @@ def inflate(
 
     `depth` is the ellipsoid's own along the beam, in the plane's unit; see `radius_squared` for the rest.
     """
-    rows, columns = window(x, y, max(along, across))
+    rows, columns = disc_box(x, y, max(along, across))
     chord = np.sqrt(np.maximum(1.0 - radius_squared(x, y, along, across, degrees, rows, columns), 0.0))
     part = plane_HW[rows, columns]
     np.maximum(part, depth * chord, out=part)

@@ -1,6 +1,6 @@
 """What a radiologist would have dictated: a study's findings in varied words, and the labels that the words carry.
 
-Sides, sizes and places are those that were drawn, so a masked word can be restored from the image.
+Sides, sizes and locations are those that were drawn, so that a masked word can be reconstructed from the image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Report:
 
     text: str
     labels: dict[str, int]
-    """1 stated, 0 denied, -1 uncertain; labels of which nothing is said are left out."""
+    """1 stated, 0 denied, -1 uncertain; findings of which nothing is said have no entry."""
 
 
 def write_report(seed: int, study: Study, *, earlier: int) -> Report:
@@ -135,7 +135,7 @@ def side_word(finding: Finding) -> str:
     return "right" if finding.side == RIGHT else "left"
 
 
-def _place(draws: Draws, finding: Finding) -> str:
+def _location(draws: Draws, finding: Finding) -> str:
     """Return where in a lung a nodule or consolidation lies: thirds of the height of the lung."""
     side = side_word(finding)
     if finding.height < 0.36:
@@ -151,9 +151,9 @@ def _sentence(draws: Draws, found: tuple[Finding, ...]) -> str:
         what = f"{_graded(first.size, _CONSOLIDATION, draws)} {draws.choice(('consolidation', 'airspace opacity'))}"
         return draws.choice(
             (
-                f"There is {what} in the {_place(draws, first)}.",
-                f"{_capital(what)} is seen in the {_place(draws, first)}.",
-                f"{_capital(what)} involves the {_place(draws, first)}.",
+                f"There is {what} in the {_location(draws, first)}.",
+                f"{_capital(what)} is seen in the {_location(draws, first)}.",
+                f"{_capital(what)} involves the {_location(draws, first)}.",
             )
         )
     if first.kind is Kind.NODULE:
@@ -162,9 +162,9 @@ def _sentence(draws: Draws, found: tuple[Finding, ...]) -> str:
         article = "an" if first.diameter_mm == 18 else "a"
         return draws.choice(
             (
-                f"There is {article} {size} {what} in the {_place(draws, first)}.",
-                f"A {what} in the {_place(draws, first)} measures {size}.",
-                f"{_capital(article)} {size} {what} projects over the {_place(draws, first)}.",
+                f"There is {article} {size} {what} in the {_location(draws, first)}.",
+                f"A {what} in the {_location(draws, first)} measures {size}.",
+                f"{_capital(article)} {size} {what} projects over the {_location(draws, first)}.",
             )
         )
     if first.kind is Kind.EFFUSION:
@@ -275,13 +275,18 @@ def _impression(draws: Draws, study: Study, labels: dict[str, int]) -> str:
 
 
 def _pneumonia(draws: Draws, finding: Finding, labels: dict[str, int]) -> str:
-    place = _place(draws, finding)
+    location = _location(draws, finding)
     if draws.chance(0.5):
         labels["Pneumonia"] = 1
-        return draws.choice((f"{_capital(place)} pneumonia.", f"Findings consistent with pneumonia in the {place}."))
+        return draws.choice(
+            (f"{_capital(location)} pneumonia.", f"Findings consistent with pneumonia in the {location}.")
+        )
     labels["Pneumonia"] = -1
     return draws.choice(
-        (f"{_capital(place)} consolidation, possibly pneumonia.", f"{_capital(place)} opacity may represent pneumonia.")
+        (
+            f"{_capital(location)} consolidation, possibly pneumonia.",
+            f"{_capital(location)} opacity may represent pneumonia.",
+        )
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mrm_stream.errors import SourceError
 from mrm_stream.sources.phantom.chest import build_chest
-from mrm_stream.sources.phantom.exposure import collimate, develop, draw_texture, place, print_grey
+from mrm_stream.sources.phantom.exposure import collimate, develop, draw_texture, print_grey, to_image
 from mrm_stream.sources.phantom.findings import apply_findings
 from mrm_stream.sources.phantom.listing import IDS, Entry, list_entries
 from mrm_stream.sources.phantom.report import write_report
@@ -43,7 +43,7 @@ def render(seed: int, study: Study, index: int, size: int) -> tuple[NDArray[np.u
     radiograph_HW = develop(print_grey(path_HW, exposure), exposure)
     mask_HW = np.zeros_like(radiograph_HW)
     for kind, cover_HW in covers.items():
-        mask_HW |= cv2.threshold(place(cover_HW, exposure), 127, int(kind), cv2.THRESH_BINARY)[1]
+        mask_HW |= cv2.threshold(to_image(cover_HW, exposure), 127, int(kind), cv2.THRESH_BINARY)[1]
     collimate(mask_HW, exposure)
     return radiograph_HW, mask_HW
 

@@ -1,7 +1,8 @@
-"""`mrm-stream plan`: what a run over so many samples and ranks costs in order, state and traffic, without any data.
+"""`mrm-stream plan`: simulates how a run of any size reads its shards, without data: order, state and traffic.
 
 The order and the loader are the real ones; only the shards are made up. So what the table says of time, memory and
-shards is measured, for one node and a few steps, and an epoch's traffic is that many steps of it.
+shards is measured, for one node and a few steps, and extrapolated to an epoch. (`packing.plan` is something else: which
+records go into which shard.)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from mrm_stream.stream.order import EPOCHS, Order, rank_slice, steps_of
 from mrm_stream.stream.shard_set import ShardSet
 
 POSITIONS = 20
-"""Random places at which the order is entered afresh."""
+"""Random positions in the epochs, at each of which a new order is entered."""
 _WINDOWS = 4
 """Windows of shards that the steps whose traffic is counted go through, if that takes no more than `_MOST_STEPS`."""
 _MOST_STEPS = 2000
@@ -42,8 +43,8 @@ _LARGEST = 10**11
 
 
 @dataclass(frozen=True, slots=True)
-class PlanOptions:
-    """The run that is planned."""
+class SimulationOptions:
+    """The run that is simulated."""
 
     samples: int
     ranks: int
@@ -98,24 +99,24 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one node asks of its cache."""
+    """What one node asks of its cache, in prefetch hints and reads."""
 
-    announced: float
+    hinted: float
     """Shards that its ranks have fetched, once for all of them, in an epoch: those of each step that were not
     already there in the step before."""
     read: float
     """Those that its ranks read a sample of while they are there; other nodes read other samples of the same shard."""
     held: int
-    """Most shards announced at a time: what the cache must hold."""
+    """Most shards in its ranks' prefetch hints at a time: what the cache must hold."""
     open: int
     """Most shards that one rank reads in a step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Simulation:
     """One size of set."""
 
-    options: PlanOptions
+    options: SimulationOptions
     state_bytes: int
     """Of the saved state of the loader, as JSON, far into a run."""
     enter_seconds: tuple[float, ...]
@@ -143,12 +144,12 @@ def sizes_up_to(samples: int) -> list[int]:
     return [*powers, samples]
 
 
-def plan_run(options: PlanOptions, *, positions: int = POSITIONS) -> Plan:
+def simulate_run(options: SimulationOptions, *, positions: int = POSITIONS) -> Simulation:
     """Simulate one size of set.
 
     Args:
         options: The run.
-        positions: Random places at which the order is entered, at least 1.
+        positions: How many random positions the order is entered at, at least 1.
 
     Raises:
         MrmStreamError: The process that measures memory was killed.
@@ -156,18 +157,18 @@ def plan_run(options: PlanOptions, *, positions: int = POSITIONS) -> Plan:
     assert positions >= 1
     sizes = options.shard_sizes()
     drawn = random.Random(options.seed)
-    places = [drawn.randrange(100 * options.samples) for _ in range(positions)]
-    return Plan(
+    starts = [drawn.randrange(100 * options.samples) for _ in range(positions)]
+    return Simulation(
         options=options,
         state_bytes=_state_bytes(options),
-        enter_seconds=tuple(_seconds_to_enter(options, sizes, place) for place in places),
+        enter_seconds=tuple(_seconds_to_enter(options, sizes, start) for start in starts),
         memory_bytes=_afresh(options),
         list_bytes=options.shards * _bytes_per_entry(),
-        traffic=count_traffic(options, start=places[0], steps=1 + options.counted_steps),
+        traffic=count_traffic(options, start=starts[0], steps=1 + options.counted_steps),
     )
 
 
-def count_traffic(options: PlanOptions, *, start: int, steps: int) -> Traffic:
+def count_traffic(options: SimulationOptions, *, start: int, steps: int) -> Traffic:
     """Let the loaders of one node, in the middle of the world, take some steps, and count their shards.
 
     Args:
@@ -180,28 +181,28 @@ def count_traffic(options: PlanOptions, *, start: int, steps: int) -> Traffic:
     order = Order(sizes, options.seed, options.window)
     first = options.ranks // options.ranks_per_node // 2 * options.ranks_per_node
     ranks = range(first, min(first + options.ranks_per_node, options.ranks))
-    announced: list[set[int]] = [set() for _ in range(steps)]
+    hinted: list[set[int]] = [set() for _ in range(steps)]
     read: list[set[int]] = [set() for _ in range(steps)]
     most_open = 0
     for rank in ranks:
-        for number, (told, taken) in enumerate(_steps_of_rank(options, order, sizes, rank, start, steps)):
-            announced[number] |= told
+        for number, (wanted, taken) in enumerate(_steps_of_rank(options, order, sizes, rank, start, steps)):
+            hinted[number] |= wanted
             read[number] |= taken
             most_open = max(most_open, len(taken))
-    new_announced, new_read = _count_new(announced, read)
+    new_hinted, new_read = _count_new(hinted, read)
     epochs = (steps - 1) * options.batch_size / options.samples
     return Traffic(
-        announced=new_announced / epochs,
+        hinted=new_hinted / epochs,
         read=new_read / epochs,
-        held=max(map(len, announced)),
+        held=max(map(len, hinted)),
         open=most_open,
     )
 
 
-def _count_new(announced: Sequence[set[int]], read: Sequence[set[int]]) -> tuple[int, int]:
+def _count_new(hinted: Sequence[set[int]], read: Sequence[set[int]]) -> tuple[int, int]:
     """Return how many shards come after the first step, and how many are read for the first time since they came."""
     come, taken, used = 0, 0, read[0]
-    for before, now, reading in zip(announced, announced[1:], read[1:], strict=False):
+    for before, now, reading in zip(hinted, hinted[1:], read[1:], strict=False):
         come += len(now - before)
         used = used & now
         taken += len(reading - used)
@@ -219,21 +220,24 @@ class _PaperSet:
 
     def __init__(self, order: Order, sizes: NDArray[np.int32]) -> None:
         self.shard_sizes = sizes
-        self.announced: set[int] = set()
+        self.hinted: set[int] = set()
         self._order = order
 
     def order(self, seed: int, window: int) -> Order:
         return self._order
 
     def hint(self, shards: Sequence[int]) -> None:
-        self.announced = set(shards)
+        self.hinted = set(shards)
 
     def sample(self, index: int) -> Sample:
         return Sample(index, "", b"", np.empty(0, np.uint16))
 
 
 def _loader(
-    paper: _PaperSet, transform: Callable[[Sequence[Draw]], tuple[set[int], set[int]]], options: PlanOptions, rank: int
+    paper: _PaperSet,
+    transform: Callable[[Sequence[Draw]], tuple[set[int], set[int]]],
+    options: SimulationOptions,
+    rank: int,
 ) -> Loader[tuple[set[int], set[int]]]:
     steps = LoaderOptions(
         seed=options.seed, batch_size=options.batch_size, window=options.window, prefetch=1, max_bad_samples=0
@@ -242,15 +246,15 @@ def _loader(
 
 
 def _steps_of_rank(
-    options: PlanOptions, order: Order, sizes: NDArray[np.int32], rank: int, start: int, steps: int
+    options: SimulationOptions, order: Order, sizes: NDArray[np.int32], rank: int, start: int, steps: int
 ) -> list[tuple[set[int], set[int]]]:
-    """Return the shards that a rank has announced at each step, and those that it reads."""
+    """Return for each step the shards in a rank's prefetch hint, and those that it reads."""
     paper = _PaperSet(order, sizes)
     ends = np.cumsum(sizes, dtype=np.int64)
 
     def shards_of(draws: Sequence[Draw]) -> tuple[set[int], set[int]]:
         indexes = [draw.sample.index for draw in draws]
-        return paper.announced, set(np.searchsorted(ends, indexes, side="right").tolist())
+        return paper.hinted, set(np.searchsorted(ends, indexes, side="right").tolist())
 
     with ExitStack() as stack:
         loader = stack.enter_context(_loader(paper, shards_of, options, rank))
@@ -258,7 +262,7 @@ def _steps_of_rank(
         return [next(loader) for _ in range(steps)]
 
 
-def _state_bytes(options: PlanOptions) -> int:
+def _state_bytes(options: SimulationOptions) -> int:
     sizes = options.shard_sizes()
     paper = _PaperSet(Order(sizes, options.seed, options.window), sizes)
     with _loader(paper, lambda draws: (set(), set()), options, 0) as loader:
@@ -266,7 +270,7 @@ def _state_bytes(options: PlanOptions) -> int:
         return len(json.dumps(loader.state_dict()).encode())
 
 
-def _seconds_to_enter(options: PlanOptions, sizes: NDArray[np.int32], position: int) -> float:
+def _seconds_to_enter(options: SimulationOptions, sizes: NDArray[np.int32], position: int) -> float:
     share = options.batch_size // options.ranks
     start = time.perf_counter()
     Order(sizes, options.seed, options.window).indexes(np.arange(position, position + share))
@@ -280,17 +284,17 @@ def _bytes_per_entry() -> int:
     return sys.getsizeof(entry) + sum(map(sys.getsizeof, values)) + 3 * 8 + sys.getsizeof(10**9)
 
 
-def _afresh(options: PlanOptions) -> int | None:
+def _afresh(options: SimulationOptions) -> int | None:
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(_growth, options).result()
     except BrokenProcessPool as error:
         raise MrmStreamError(
-            "the process that measures memory was killed", remedy="Often memory was short: plan a smaller set."
+            "the process that measures memory was killed", remedy="Often memory was short: simulate a smaller set."
         ) from error
 
 
-def _growth(options: PlanOptions) -> int | None:
+def _growth(options: SimulationOptions) -> int | None:
     """Return by how many bytes this fresh process grows at its peak while a rank walks through the order."""
     # What the first use of a function loads is not the order's.
     Order([8, 8], 0, 1).indexes(np.arange(4))
@@ -318,6 +322,6 @@ def _resident(field: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)
 
 
-def median_and_worst_ms(plan: Plan) -> tuple[float, float]:
+def median_and_worst_ms(simulation: Simulation) -> tuple[float, float]:
     """Return the time to enter the order, in milliseconds."""
-    return 1000 * median(plan.enter_seconds), 1000 * max(plan.enter_seconds)
+    return 1000 * median(simulation.enter_seconds), 1000 * max(simulation.enter_seconds)

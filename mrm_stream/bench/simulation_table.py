@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mrm_stream.bench.plan import Plan, median_and_worst_ms
+from mrm_stream.bench.simulation import Simulation, median_and_worst_ms
 from mrm_stream.stream.opened_shards import MAPPED_SHARDS
 
 _COLUMNS = (
@@ -22,30 +22,30 @@ _COLUMNS = (
 )
 
 
-def plan_table(plans: Sequence[Plan]) -> str:
-    """Return the table as Markdown, a row for each plan."""
-    rows = [_COLUMNS, ("--:",) * len(_COLUMNS), *map(_row, plans)]
+def simulation_table(simulations: Sequence[Simulation]) -> str:
+    """Return the table as Markdown, a row for each simulation."""
+    rows = [_COLUMNS, ("--:",) * len(_COLUMNS), *map(_row, simulations)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def plan_notes(plan: Plan) -> str:
+def simulation_notes(simulation: Simulation) -> str:
     """Return what the table's columns rest on."""
-    options = plan.options
+    options = simulation.options
     return (
         f"{options.ranks:,} ranks, {options.ranks_per_node} a node; {options.batch_size:,} samples a step; shards of "
         f"{options.samples_per_shard} samples and {options.shard_mb:g} MB, {options.window} a window.\n"
         f"State, time, memory and shards open do not depend on the number of samples, but for the list of shards: "
         f"the order keeps\n4 bytes of each shard, and the manifest's entries take some "
-        f"{plan.list_bytes // options.shards} more (computed). A rank maps at most {MAPPED_SHARDS} shards\n"
+        f"{simulation.list_bytes // options.shards} more (computed). A rank maps at most {MAPPED_SHARDS} shards\n"
         f"at a time. What a node fetches in an epoch is counted over {options.counted_steps} steps; it grows with the "
         "epoch."
     )
 
 
-def _row(plan: Plan) -> tuple[str, ...]:
-    options, traffic = plan.options, plan.traffic
-    middle, worst = median_and_worst_ms(plan)
-    memory = "" if plan.memory_bytes is None else f"{plan.memory_bytes / 1e6:.1f}"
+def _row(simulation: Simulation) -> tuple[str, ...]:
+    options, traffic = simulation.options, simulation.traffic
+    middle, worst = median_and_worst_ms(simulation)
+    memory = "" if simulation.memory_bytes is None else f"{simulation.memory_bytes / 1e6:.1f}"
 
     def shards_and_gb(shards: float) -> str:
         return f"{shards:,.0f} ({shards * options.shard_mb / 1e3:,.0f})"
@@ -53,13 +53,13 @@ def _row(plan: Plan) -> tuple[str, ...]:
     return (
         f"{options.samples:,}",
         f"{options.shards:,}",
-        f"{plan.steps:,}",
-        f"{plan.state_bytes}",
+        f"{simulation.steps:,}",
+        f"{simulation.state_bytes}",
         f"{middle:.1f} ({worst:.1f})",
         memory,
-        f"{plan.list_bytes / 1e6:.1f}",
+        f"{simulation.list_bytes / 1e6:.1f}",
         f"{traffic.open}",
         f"{traffic.held * options.shard_mb / 1e3:,.1f}",
-        shards_and_gb(traffic.announced),
+        shards_and_gb(traffic.hinted),
         shards_and_gb(traffic.read),
     )

@@ -1,4 +1,4 @@
-"""The plan: counts that agree with the order counted out by hand, and what must not grow with the set."""
+"""The simulation of reading: counts that agree with those made by hand, and what must not grow with the set."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mrm_stream.bench.plan import Plan, PlanOptions, Traffic, count_traffic, plan_run, sizes_up_to
-from mrm_stream.bench.plan_table import plan_notes, plan_table
+from mrm_stream.bench.simulation import Simulation, SimulationOptions, Traffic, count_traffic, simulate_run, sizes_up_to
+from mrm_stream.bench.simulation_table import simulation_notes, simulation_table
 from mrm_stream.commands.plan import plan
 from mrm_stream.errors import ConfigError
 from mrm_stream.randomness import permutation
 from mrm_stream.stream.order import BLOCK, Order
 
-SMALL = PlanOptions(
+SMALL = SimulationOptions(
     samples=10_000, ranks=12, batch_size=240, ranks_per_node=3, samples_per_shard=50, window=4, shard_mb=20
 )
 
@@ -47,14 +47,14 @@ def test_the_shards_read_are_those_of_the_node_s_share_of_each_step() -> None:
     assert traffic.read == pytest.approx(len(set.union(*unions) - unions[0]) / (4 * 240) * 10_000)
     assert traffic.open == max(len(rank) for ranks in taken for rank in ranks)
     assert traffic.held >= max(map(len, unions))
-    assert traffic.announced >= traffic.read
+    assert traffic.hinted >= traffic.read
 
 
 def test_one_node_that_reads_all_fetches_each_shard_once_an_epoch() -> None:
-    """A step is two windows: two are read, and no fewer announced; those of the step before are gone."""
+    """A step is two windows: two are read, and no fewer hinted; those of the step before are gone."""
     options = replace(SMALL, ranks=2, ranks_per_node=2, batch_size=400)
     traffic = count_traffic(options, start=0, steps=6)
-    assert traffic.announced == pytest.approx(200)
+    assert traffic.hinted == pytest.approx(200)
     assert traffic.read == pytest.approx(200)
     assert 8 <= traffic.held <= 16
 
@@ -64,7 +64,7 @@ def test_steps_within_a_window_fetch_it_once() -> None:
     options = replace(SMALL, ranks=2, ranks_per_node=2, batch_size=20, window=20)
     assert options.counted_steps == 200
     traffic = count_traffic(options, start=0, steps=201)
-    assert traffic.announced == pytest.approx(200)
+    assert traffic.hinted == pytest.approx(200)
     # The first step's 13 were read before, those of the last step's window that it leaves are not read.
     assert traffic.read == pytest.approx(200, abs=13 * 2.5)
     # Where a step crosses over, its window, the next and the one after that.
@@ -78,8 +78,8 @@ def test_enough_steps_are_counted_and_not_too_many() -> None:
 
 
 def test_what_must_not_grow_with_the_set_does_not() -> None:
-    near = plan_run(replace(SMALL, samples=1_000_000, samples_per_shard=512), positions=2)
-    far = plan_run(replace(SMALL, samples=1_000_000_000, samples_per_shard=512), positions=2)
+    near = simulate_run(replace(SMALL, samples=1_000_000, samples_per_shard=512), positions=2)
+    far = simulate_run(replace(SMALL, samples=1_000_000_000, samples_per_shard=512), positions=2)
     # Three digits more of the position.
     assert far.state_bytes == near.state_bytes + 3
     assert 150 < near.state_bytes < 250
@@ -117,8 +117,8 @@ def test_the_rows_go_up_to_the_size_that_was_asked_for() -> None:
 
 
 def test_the_table_has_each_number_in_its_column() -> None:
-    made = Plan(SMALL, 171, (0.002, 0.004, 0.009), 12_340_000, 5_000_000, Traffic(1000.4, 250.2, 30, 7))
-    head, rule, row = plan_table([made]).splitlines()
+    made = Simulation(SMALL, 171, (0.002, 0.004, 0.009), 12_340_000, 5_000_000, Traffic(1000.4, 250.2, 30, 7))
+    head, rule, row = simulation_table([made]).splitlines()
     assert len(cells(head)) == len(cells(rule)) == len(cells(row)) == 11
     assert cells(row) == [
         "10,000",
@@ -133,10 +133,12 @@ def test_the_table_has_each_number_in_its_column() -> None:
         "1,000 (20)",
         "250 (5)",
     ]
-    assert cells(plan_table([replace(made, memory_bytes=None)]).splitlines()[-1])[5] == ""
-    assert "12 ranks, 3 a node; 240 samples a step; shards of 50 samples and 20 MB, 4 a window" in plan_notes(made)
-    assert "counted over 4 steps" in plan_notes(made)
-    assert "some 25000 more" in plan_notes(made)
+    assert cells(simulation_table([replace(made, memory_bytes=None)]).splitlines()[-1])[5] == ""
+    assert "12 ranks, 3 a node; 240 samples a step; shards of 50 samples and 20 MB, 4 a window" in simulation_notes(
+        made
+    )
+    assert "counted over 4 steps" in simulation_notes(made)
+    assert "some 25000 more" in simulation_notes(made)
 
 
 def test_the_command_takes_sizes_as_people_write_them() -> None:

@@ -1,4 +1,4 @@
-"""Packing that goes on after its source was mended, or after what failed in passing."""
+"""Packing that goes on after its source was repaired, or after transient errors."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def run(root: Path, out: Path, *, max_bad: float = 0.01, progress: Callable[[Pro
     pack("training-csv", root, out, options=OPTIONS, supervision=Supervision(max_bad=max_bad, progress=progress))
 
 
-# ---- a source that was mended ----
+# ---- a source that was repaired ----
 
 
 @pytest.mark.parametrize("max_bad", [0.01, 1.0])
-def test_a_mended_source_gives_the_set_of_an_undisturbed_run(source: Path, tmp_path: Path, max_bad: float) -> None:
+def test_a_repaired_source_gives_the_set_of_an_undisturbed_run(source: Path, tmp_path: Path, max_bad: float) -> None:
     run(source, tmp_path / "undisturbed")
     aside, out = hide(source, 5), tmp_path / "set"
     with pytest.raises(SourceError, match="image-missing"):
@@ -70,7 +70,7 @@ def test_a_mended_source_gives_the_set_of_an_undisturbed_run(source: Path, tmp_p
     assert read_manifest(out).quarantined == {}
 
 
-def test_of_a_source_that_is_half_mended_the_other_half_is_left_out(source: Path, tmp_path: Path) -> None:
+def test_of_a_source_that_is_half_repaired_the_other_half_is_skipped(source: Path, tmp_path: Path) -> None:
     aside, out = hide(source, 5), tmp_path / "set"
     with pytest.raises(SourceError, match="image-missing"):
         run(source, out)
