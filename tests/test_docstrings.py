@@ -20,7 +20,7 @@ _ARRAYS = {"Tensor", "NDArray", "ndarray", "ArrayLike"}
 _MAPPINGS = {"dict", "Mapping", "MutableMapping", "OrderedDict"}
 _SUFFIX = re.compile(r"_[A-Z][A-Z0-9]*\b|_[0-9]+[A-Z]+\b")
 _SIDE = r"[\w.]+(?: ?(?:[*+]|//?) ?[\w.]+)*"
-_SHAPE = re.compile(rf"\({_SIDE},(?: {_SIDE},?)*\)|\(\.\.\.\)|\bscalars?\b")
+_SHAPE = re.compile(rf"\({_SIDE},(?: {_SIDE},?)*\)|\(\.\.\.\)|\bscalars?\b|\bany shape\b")
 
 
 @cache
