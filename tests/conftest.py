@@ -12,8 +12,9 @@ import pytest
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.sources.phantom.tree import write_phantom_tree
+from tests.once import once
 from tests.privileges import obeying_permissions
-from tests.training.runs import QUIET_THREADS, Run, new_run
+from tests.training.runs import QUIET_THREADS, Run, new_run, torchrun
 
 os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_THREADS.items()})  # Before torch comes.
 
@@ -46,16 +47,29 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 training and a few other phantoms, in shards of 8."""
-    folder = tmp_path_factory.mktemp("packed")
-    write_phantom_tree(folder / "tree", 44, size=96, workers=1, progress=None)
-    pack(
-        "mimic",
-        folder / "tree",
-        folder / "shards",
-        options=PackOptions(short_side=96, samples_per_shard=8, vocabulary=300),
-    )
-    return folder / "shards"
+    """36 training and a few other phantoms, in shards of 8; beside them, as `tree`, what they were packed from."""
+
+    def make(folder: Path) -> None:
+        write_phantom_tree(folder / "tree", 44, size=96, workers=1, progress=None)
+        options = PackOptions(short_side=96, samples_per_shard=8, vocabulary=300)
+        pack("mimic", folder / "tree", folder / "shards", options=options)
+
+    return once(tmp_path_factory, "packed", make) / "shards"
+
+
+@pytest.fixture(scope="session")
+def two_ranks(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks told of all that was asked of them in one launch, as `told.jsonl`, and their runs in `runs`."""
+
+    def make(folder: Path) -> None:
+        run = new_run(folder, packed)
+        run.config.write_text(run.config.read_text().replace("data: {", f"data: {{shards: {packed}, "))
+        script = Path(__file__).parent / "training" / "two_ranks.py"
+        result = torchrun([str(script), str(run.config), str(folder / "runs")], ranks=2)
+        assert result.returncode == 0, result.stderr
+        (folder / "told.jsonl").write_text(result.stdout)
+
+    return once(tmp_path_factory, "two_ranks", make)
 
 
 @pytest.fixture

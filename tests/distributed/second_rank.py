@@ -1,4 +1,4 @@
-"""Run below torchrun: what happens on the second rank alone, one thing after another, and what the run makes of it."""
+"""On two ranks: what happens on the second rank alone, one thing after another, and what the run makes of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mrm_stream.config.file import load_config
 from mrm_stream.config.pretrain import PretrainConfig
-from mrm_stream.distributed.connection import disconnect
-from mrm_stream.distributed.runtime import Runtime, start_runtime
+from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.errors import CheckpointError, ConfigError, DamagedSamplesError, MrmStreamError, ShardError
 from mrm_stream.records import Batch
 from mrm_stream.stream.loader import Loader
@@ -73,15 +72,18 @@ def other_losses(change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     return plant
 
 
-def asked_to_stop() -> None:
-    """A signal comes at the second step."""
+def asked_to_stop(in_step: int) -> Callable[[], None]:
+    """A signal comes while a step is taken."""
 
-    def step(self: Engine[Batch], *arguments: Any, **named: Any) -> dict[str, Tensor]:
-        if named["step"] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(self, *arguments, **named)
+    def plant() -> None:
+        def step(self: Engine[Batch], *arguments: Any, **named: Any) -> dict[str, Tensor]:
+            if named["step"] == in_step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take_step(self, *arguments, **named)
 
-    Engine.step = step  # type: ignore[assignment, method-assign]
+        Engine.step = step  # type: ignore[assignment, method-assign]
+
+    return plant
 
 
 def no_shards() -> None:
@@ -114,7 +116,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "more bytes": more_bytes,
     "higher losses": other_losses(lambda value: value + 10),
     "losses that are not finite": other_losses(lambda value: value * float("nan")),
-    "asked to stop": asked_to_stop,
+    "asked to stop": asked_to_stop(1),
     "no shards": no_shards,
     "settings": failing(start, "check_paths", ConfigError("planted: entangled", where="run.out", remedy="Move.")),
     "loader": failing(Loader, "__init__", ShardError("planted: no order", where="/mnt/set", remedy="Mount it.")),
@@ -124,17 +126,23 @@ PLANTS: dict[str, Callable[[], None]] = {
     "order": failing(Loader, "load_state_dict", CheckpointError("planted: order", where="/mnt/run", remedy="Look.")),
     "sums": failing(Window, "load_state_dict", CheckpointError("planted: sums", where="/mnt/run", remedy="Look.")),
 }
+SHORT = ("optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32")
+"""Four steps."""
+EXACT = ("engine.precision=fp32", "model.report_decoder.dropout=0.0")
+"""Other ranks add up the same gradients in another order, and draw another dropout: what else differs would be seen."""
+PLANTS["odd batch"] = undisturbed
+PLANTS["for other ranks"] = asked_to_stop(7)
+SETTINGS = {"odd batch": (*SHORT, "optim.batch_size=7"), "for other ranks": (*EXACT, "engine.zero_stage=2")}
 RESUMED = dict.fromkeys(("moments", "order", "sums"), "asked to stop")
 """Cases that resume the run of another."""
 
 
-def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
-    """Train four steps and tell how that ended, what was logged, and what was saved."""
-    short = ["optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32"]
+def outcome(settings: Path, overrides: Sequence[str], out: Path, runtime: Runtime) -> dict[str, Any]:
+    """Train, and tell how that ended, what was logged, and what was saved."""
     said = None
     try:
         complete: object = train(
-            Pretraining(load_config(PretrainConfig, settings, [*short, f"run.out={out}"])), runtime
+            Pretraining(load_config(PretrainConfig, settings, [*overrides, f"run.out={out}"])), runtime
         )
     except MrmStreamError as error:
         complete, said = type(error).__name__, str(error)
@@ -148,21 +156,16 @@ def outcome(settings: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def main(settings: Path, out: Path) -> None:
-    runtime = start_runtime()
+def check(settings: Path, out: Path, runtime: Runtime) -> None:
+    """Print a line for each case."""
     for name, plant in PLANTS.items():
         if runtime.rank == 1:
             plant()
         run = out / RESUMED.get(name, name).replace(" ", "-")
-        told = {"case": name, "rank": runtime.rank, **outcome(settings, run, runtime)}
+        told = {"case": name, "rank": runtime.rank, **outcome(settings, SETTINGS.get(name, SHORT), run, runtime)}
         while undo:
             undo.pop()()
         BatchMaker.__call__, Engine.step = make_batch, take_step  # type: ignore[method-assign]
         vars(pretrain)["open_data"] = open_data
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
-    disconnect()
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

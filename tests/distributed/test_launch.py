@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+from mrm_stream.config.file import load_config, with_paths
+from mrm_stream.config.pretrain import PretrainConfig
 from mrm_stream.distributed.launch import _wait
 from mrm_stream.distributed.launched import error_left
 from mrm_stream.distributed.orphan import ERROR_FILE
 from mrm_stream.errors import ConfigError, TrainingError
 from mrm_stream.tasks.pretrain_launch import launch_pretraining as start
-from tests.training.runs import ENVIRONMENT, STEPS, Run, wait_until
-
-
-def command(run: Run, *overrides: str) -> list[str]:
-    place = ["--config", str(run.config), "--shards", str(run.shards), "--out", str(run.out), "--ranks", "2"]
-    settings = [word for override in overrides for word in ("--set", override)]
-    return [sys.executable, "-m", "mrm_stream.cli", "train", *place, *settings]
-
-
-def launch(run: Run, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    arguments, environment = command(run, *overrides), {**ENVIRONMENT, **environment}
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
+from mrm_stream.train import main as script
+from mrm_stream.training.run_directory import check_run, prepare_run
+from tests.training.runs import ENVIRONMENT, Run, wait_until
 
 
 def test_ranks_do_not_outlive_a_launcher_that_is_killed(run: Run) -> None:
-    arguments = command(run, "optim.epochs=4000", "run.save_every=100000")
-    process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = run.short_start("optim.epochs=4000", "run.save_every=100000")
     wait_until(lambda: bool(run.metrics()), process)
     assert len(run.processes()) == 4  # The launcher, torchrun, two ranks.
     process.kill()
-    process.wait()
+    process.communicate()
     wait_until(lambda: not run.processes(), seconds=20)
     # A stopped run that has saved nothing may have other settings; nothing keeps the directory from it.
-    result = launch(run)
-    assert result.returncode == 0, result.stderr
-
-
-def test_ranks_do_not_outlive_torchrun_that_is_killed(run: Run) -> None:
-    process = run.launch_and_hold(11)
-    process.kill()
-    process.wait()
-    wait_until(lambda: not run.processes(), seconds=20)
-    result = run.launch()
-    assert result.returncode == 0, result.stderr
-    assert f"continuing at step 8 of {STEPS}" in result.stderr
+    settings = with_paths(load_config(PretrainConfig, run.config, []), shards=str(run.shards), out=str(run.out))
+    prepare_run(run.out, settings, check_run(run.out, settings)).close()
 
 
 def test_what_can_be_told_at_once_is_told_in_two_lines_and_leaves_nothing_behind(run: Run) -> None:
-    result = launch(run, "method.mask_ratio=0.999")
-    assert result.returncode == 1
+    result = run.short_launch("method.mask_ratio=0.999")
+    assert result.exit_code == 1
     assert result.stderr == "Error: method.mask_ratio: masks all of the 16 patches\n  Choose a smaller one.\n"
     assert not run.out.exists()
 
@@ -92,32 +75,6 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     assert "rank 1 was ended by SIGKILL" in str(error)
 
 
-def test_a_request_to_stop_reaches_the_ranks_and_the_same_command_continues(run: Run) -> None:
-    process = subprocess.Popen(command(run, "run.save_every=1000"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: bool(run.metrics()), process)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "the run was asked to stop" in said
-    assert "Traceback" not in said
-    assert len(list((run.out / "checkpoints").glob("step-*"))) == 1
-
-    changed = launch(run, "optim.base_lr=0.2")
-    assert changed.returncode == 1
-    assert "holds a run with other settings: optim.base_lr was 0.1, is 0.2" in changed.stderr
-    assert len(changed.stderr.splitlines()) == 2
-
-    temporary = run.out.with_name("temporary")
-    temporary.mkdir()
-    result = launch(run, TMPDIR=str(temporary))
-    assert result.returncode == 0, result.stderr
-    # But for torch's own cache, one for all of a user's runs.
-    assert [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
-    assert "continuing at step" in result.stderr
-    assert str(run.out / "encoder.safetensors") in result.stdout
-    assert json.loads((run.out / "complete.json").read_text())["step"] == STEPS
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("is_ignored", [False, True], ids=["heard", "ignored"])
 def test_a_signal_that_is_ignored_as_below_nohup_stops_nothing(
@@ -136,22 +93,27 @@ def test_a_signal_that_is_ignored_as_below_nohup_stops_nothing(
     assert ended == ((0, False) if is_ignored else (-signal.SIGTERM, True))
 
 
-def test_a_launch_that_fails_beside_a_complete_run_is_no_success(run: Run) -> None:
+def test_a_launch_that_fails_beside_a_complete_run_is_no_success(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     run.out.mkdir()
     (run.out / "complete.json").write_text("{}")
     (run.out / "checkpoints" / "step-00000001").mkdir(parents=True)
-    result = launch(run)
-    assert result.returncode == 1
-    assert result.stderr.count("all checkpoints are damaged") == 1
-    assert result.stderr.count("Error:") == 1
-    assert "Traceback" not in result.stderr
+    result = run.short_launch()
+    assert result.exit_code == 1
+    said = result.stderr + capfd.readouterr().err  # The launcher's, and the ranks'.
+    assert said.count("all checkpoints are damaged") == 1
+    assert said.count("Error:") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("missing", ["--shards", "--out"])
-def test_the_script_itself_asks_for_its_directories(run: Run, missing: str) -> None:
-    arguments = run.arguments()
+def test_the_script_itself_asks_for_its_directories(run: Run, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    arguments = run.arguments()[1:]
     place = arguments.index(missing)
-    short = [sys.executable, *arguments[:place], *arguments[place + 2 :]]
-    result = subprocess.run(short, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 1
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "0")  # Whatever the script sets is as before when this test ends.
+        monkeypatch.delenv(name)
+    threads = torch.get_num_threads()
+    result = CliRunner().invoke(script, [*arguments[:place], *arguments[place + 2 :]])
+    torch.set_num_threads(threads)
+    assert result.exit_code == 1
     assert f"Give {missing} DIR" in result.stderr

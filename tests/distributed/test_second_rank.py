@@ -8,22 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.training.runs import new_run, torchrun
-
 Told = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def told(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(two_ranks: Path) -> Told:
     """What both ranks told of each case, the first rank's first."""
-    folder = tmp_path_factory.mktemp("second")
-    run = new_run(folder, packed)
-    run.config.write_text(run.config.read_text().replace("data: {", f"data: {{shards: {packed}, "))
-    script = Path(__file__).with_name("second_rank.py")
-    result = torchrun([str(script), str(run.config), str(folder / "runs")], ranks=2)
-    assert result.returncode == 0, result.stderr
+    lines = map(json.loads, (two_ranks / "told.jsonl").read_text().splitlines())
     cases: Told = {}
-    for line in sorted((json.loads(line) for line in result.stdout.splitlines()), key=lambda line: line["rank"]):
+    for line in sorted((line for line in lines if "complete" in line), key=lambda line: line["rank"]):
         cases.setdefault(line["case"], []).append(line)
     assert all([line["rank"] for line in lines] == [0, 1] for lines in cases.values())
     return cases
@@ -78,6 +71,14 @@ def test_its_sums_are_saved_beside_the_first_one_s(told: Told) -> None:
     first, second = told["asked to stop"][0]["state"]["windows"]
     assert first["steps"] == second["steps"] == 2
     assert all(first["sums"][name] != second["sums"][name] for name in ("loss", "image_loss", "report_loss"))
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_refused_in_words(two_ranks: Path, told: Told) -> None:
+    assert [line["complete"] for line in told["odd batch"]] == ["ConfigError"] * 2
+    for line in told["odd batch"]:
+        assert line["said"].startswith("optim.batch_size: 2 ranks do not divide a batch of 7 samples")
+    assert (two_ranks / "runs" / "undisturbed").exists()
+    assert not (two_ranks / "runs" / "odd-batch").exists()
 
 
 def test_what_it_cannot_open_is_told_by_the_first_too(told: Told) -> None:

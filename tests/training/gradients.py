@@ -156,15 +156,22 @@ def check_skipping(runtime: Runtime) -> None:
         say(line)
 
 
+CHECKS = {"sharing": check_sharing, "communication": check_communication, "skipping": check_skipping}
+
+
+def check(runtime: Runtime, *names: str) -> None:
+    """Make the checks of these names."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # It says that it skips, on standard output.
+    for name in names:
+        CHECKS[name](runtime)
+        dist.barrier()
+
+
 def main() -> None:
     runtime = start_runtime()
     torch.set_num_threads(1)
     Ranks(runtime)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # It says that it skips, on standard output.
-    checks = {"sharing": check_sharing, "communication": check_communication, "skipping": check_skipping}
-    for name in sys.argv[1:]:
-        checks[name](runtime)
-        dist.barrier()
+    check(runtime, *sys.argv[1:])
     disconnect()
 
 

@@ -14,6 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from click.testing import CliRunner, Result
+
+from mrm_stream.cli import main
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "mrm_stream" / "train.py"
@@ -75,7 +80,7 @@ def wait_until(what: Callable[[], bool], process: subprocess.Popen[Any] | None =
 
 @dataclass
 class Run:
-    """One directory, and the launches of `train.py` into it."""
+    """One directory, and the launches of `train.py` into it, and of `mrm-stream train`."""
 
     out: Path
     shards: Path
@@ -89,6 +94,20 @@ class Run:
     def launch(self, *overrides: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return torchrun(self.arguments(*overrides), ranks=ranks)
+
+    def short_arguments(self, *overrides: str) -> list[str]:
+        """What follows `mrm-stream`."""
+        return ["train", *self.arguments(*overrides)[1:], "--ranks", "2"]
+
+    def short_launch(self, *overrides: str) -> Result:
+        """Run `mrm-stream train` to the end; its ranks are processes, it is this one: to start one more takes long."""
+        with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+            return CliRunner().invoke(main, self.short_arguments(*overrides))
+
+    def short_start(self, *overrides: str) -> subprocess.Popen[str]:
+        """Start `mrm-stream train` as a process of its own."""
+        command = [sys.executable, "-m", "mrm_stream.cli", *self.short_arguments(*overrides)]
+        return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a command, silent and in a process group of its own."""

@@ -12,14 +12,19 @@ import torch
 
 from mrm_stream.config.file import load_config
 from mrm_stream.config.pretrain import PretrainConfig
-from mrm_stream.errors import ConfigError
+from mrm_stream.distributed.runtime import Runtime
+from mrm_stream.errors import ConfigError, MrmStreamError
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.packing.pack import pack
 from mrm_stream.stream.opening import fingerprint_of, open_data
+from mrm_stream.tasks.pretrain import Pretraining
 from mrm_stream.training.checkpoint import checkpoints_in, save_checkpoint
+from mrm_stream.training.metrics import read_metrics
 from mrm_stream.training.run_directory import check_run, prepare_run
+from mrm_stream.training.trainer import train
+from tests.distributed.second_rank import EXACT
 from tests.files import contents
-from tests.training.runs import SETTINGS, torchrun
+from tests.training.runs import SETTINGS, STEPS
 
 
 def config(*overrides: str) -> PretrainConfig:
@@ -149,17 +154,77 @@ def test_a_mixture_by_relative_paths_is_resumed_from_here_from_elsewhere_and_mov
     check_run(tmp_path / "run", config("data.shards=moved/a", "data.mixture={moved/b: 0.2}"))
 
 
-def test_real_runs_go_on_and_what_is_refused_changes_nothing(sets: Path, tmp_path: Path) -> None:
+def test_real_runs_go_on_and_what_is_refused_changes_nothing(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime
+) -> None:
+    """By the trainer itself, without the launcher that would look at the settings first."""
     (tmp_path / "config.yaml").write_text(SETTINGS)
-    script = Path(__file__).with_name("resumed.py")
-    result = torchrun([str(script), str(tmp_path / "config.yaml"), str(sets), str(tmp_path / "run")], ranks=1)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
-        "relative paths: trained",
-        "another folder and another micro-batch: trained",
-        "another set first: refused, unchanged",
-        "absent initial weights: refused, unchanged",
-    ]
+    out = tmp_path / "run"
+    short = ("optim.epochs=0.5", "optim.warmup_epochs=0.1", "run.save_every=2", "engine.precision=fp32")
+
+    def trained(run: Path, *overrides: str) -> bool:
+        settings = load_config(PretrainConfig, tmp_path / "config.yaml", [*short, f"run.out={run}", *overrides])
+        return train(Pretraining(settings), runtime)
+
+    monkeypatch.chdir(sets)
+    assert trained(out, "data.shards=a", "data.mixture={b: 0.2}")
+    # As if it had been killed before it was complete.
+    for path in sorted((out / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    (out / "complete.json").unlink()
+    monkeypatch.chdir(sets.parent)
+    here = sets.name
+    elsewhere = f"data.shards={here}/a", f"data.mixture={{{here}/b: 0.2}}"
+    assert trained(out, *elsewhere, "optim.micro_batch_size=2")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="holds a run"):
+        trained(out, f"data.shards={here}/b", f"data.mixture={{{here}/a: 0.2}}")
+    with pytest.raises(MrmStreamError, match=r"absent.pth"):
+        trained(out.with_name("new"), *elsewhere, f"run.init={out}/absent.pth")
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_lacks_its_encoder_alone_exports_it_and_logs_nothing_twice(
+    packed: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+    overrides = [f"data.shards={packed}", "optim.epochs=2", "engine.precision=fp32"]
+
+    def trained(out: Path) -> bool:
+        settings = load_config(PretrainConfig, tmp_path / "config.yaml", [*overrides, f"run.out={out}"])
+        return train(Pretraining(settings), runtime)
+
+    first, other = tmp_path / "first", tmp_path / "other"
+    assert trained(first)
+    shutil.copytree(first, other)
+    for name in ("complete.json", "encoder.safetensors"):
+        (other / name).unlink()
+    assert trained(other)
+    assert (other / "complete.json").exists()
+    # Byte for byte, though the run lies elsewhere: no path of its machine is written into an encoder.
+    assert (other / "encoder.safetensors").read_bytes() == (first / "encoder.safetensors").read_bytes()
+    assert read_metrics(other) == read_metrics(first)
+
+
+def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(
+    two_ranks: Path, packed: Path, tmp_path: Path, runtime: Runtime
+) -> None:
+    """Other ranks add up the same gradients in another order, so the losses agree closely, not exactly."""
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+    overrides = [f"data.shards={packed}", *EXACT, "engine.zero_stage=0"]
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    shutil.copytree(two_ranks / "runs" / "for-other-ranks", moved)  # Stopped after step 8, at stage 2.
+    assert checkpoints_in(moved)[-1].name == "step-00000008"
+    for out in (one, moved):
+        settings = load_config(PretrainConfig, tmp_path / "config.yaml", [*overrides, f"run.out={out}"])
+        assert train(Pretraining(settings), runtime)
+    timed = {"samples_per_s", "waiting_share", "decoding_share", "mb_per_s"}
+    lines = [[{k: v for k, v in line.items() if k not in timed} for line in read_metrics(out)] for out in (one, moved)]
+    assert [line["step"] for line in lines[1]] == list(range(3, STEPS + 1, 3))
+    for line, other in zip(*lines, strict=True):
+        # A mean over masked tokens is taken on each rank, which have different numbers of them.
+        assert line.pop("report_loss_masked") == pytest.approx(other.pop("report_loss_masked"), rel=1e-2)
+        assert line == pytest.approx(other, rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -1,6 +1,8 @@
-"""Run below torchrun: train, take the state out, put it into a new engine, train both on; every ZeRO stage."""
+"""On every rank: train, take the state out, put it into a new engine, train both on; every ZeRO stage."""
 
 from __future__ import annotations
+
+import json
 
 import torch
 import torch.distributed as dist
@@ -8,9 +10,7 @@ from torch import Tensor, nn
 
 from mrm_stream.config.file import load_config
 from mrm_stream.config.pretrain import PretrainConfig
-from mrm_stream.distributed.connection import disconnect
-from mrm_stream.distributed.ranks import Ranks
-from mrm_stream.distributed.runtime import start_runtime
+from mrm_stream.distributed.runtime import Runtime
 from mrm_stream.records import Batch
 from mrm_stream.tasks.pretrain import masked_tokens
 from mrm_stream.training.engine import Engine
@@ -31,10 +31,8 @@ class Odd(nn.Module):
         return {"loss": ((restored_BD.float() - batch.patch_noise_BN) ** 2).mean()}
 
 
-def main() -> None:
-    runtime = start_runtime()
-    torch.set_num_threads(1)
-    Ranks(runtime)
+def check(runtime: Runtime) -> None:
+    """Print a line for each stage."""
 
     def losses(engine: Engine[Batch], steps: range) -> list[float]:
         found = []
@@ -61,9 +59,4 @@ def main() -> None:
         continued = Engine(model, config, runtime, masked_tokens)
         continued.state.load_moments(moments)
         same = losses(continued, range(3, 7)) == expected
-        print(f"stage-{stage}-rank-{runtime.rank}-{'same' if same else 'other'}\n", end="", flush=True)  # noqa: T201
-    disconnect()
-
-
-if __name__ == "__main__":
-    main()
+        print(json.dumps({"zero stage": stage, "rank": runtime.rank, "same": same}) + "\n", end="", flush=True)  # noqa: T201
