@@ -15,8 +15,9 @@ from mrm_stream.distributed.runtime import Runtime, start_runtime
 @pytest.fixture(scope="session")
 def _rank() -> Iterator[tuple[Runtime, dict[str, str]]]:
     """Connected once a process: DeepSpeed goes on using the groups that it has made first."""
-    before = dict(os.environ)
+    before, threads = dict(os.environ), torch.get_num_threads()
     runtime = start_runtime()
+    torch.set_num_threads(threads)
     connect(runtime, "", 60)
     inside = dict(os.environ)
     os.environ.clear()
