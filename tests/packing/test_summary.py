@@ -21,7 +21,7 @@ from mrm_stream.packing.pack import pack
 from mrm_stream.packing.shard_writer import PackedSample, write_shard
 from mrm_stream.packing.summary import UNKNOWN, SplitSummary, percentile, share_of, summarise
 from mrm_stream.sources.phantom.tree import write_phantom_tree
-from mrm_stream.storage import paths as storage
+from mrm_stream.storage import retries
 from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.storage.remote import RemotePath
 
@@ -175,7 +175,7 @@ def test_remote_storage_gives_the_same_summary_even_where_ranges_come_cut_short(
         short[0] = not short[0]
         return contents if short[0] else [*contents[:-1], contents[-1][:-1]]
 
-    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
     monkeypatch.setattr(remote.fs, "cat_ranges", cut)
     assert summarise(remote) == summarise(phantom)
 
