@@ -57,7 +57,7 @@ def check_data(setting: Setting) -> Found:
 
 
 def check_decoders(setting: Setting) -> Found:
-    """Decode the same windows of the same JPEGs by DALI and by libjpeg-turbo, and compare the grey levels."""
+    """Decode the same crops of the same JPEGs by DALI and by libjpeg-turbo, and compare the grey levels."""
     if not has_dali():
         raise SkippedError("the package nvidia.dali is not installed")
     shards = ShardSet.open(setting.shards, "train")
@@ -95,7 +95,7 @@ def check_pixels(setting: Setting) -> Found:
 
 
 def compare_readings(found: Found, name: str, readings: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
-    """Keep by how much what was read of each batch differs from what should have been."""
+    """Keep by how much what was read differs from what should have been: views (B, C, H, W), and other tensors."""
     pairs = [pair for one, other in zip(readings, expected, strict=True) for pair in zip(one, other, strict=True)]
     views = [(ours - theirs).abs().max() for ours, theirs in pairs if ours.ndim == 4]
     others = sum(not torch.equal(ours, theirs) for ours, theirs in pairs if ours.ndim != 4)

@@ -51,12 +51,12 @@ def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None,
     \b
     mrm-stream reconstruct --run runs/first --out reconstructed.png
     """
-    from mrm_stream.visual.figures import check_place, curves_figure, reconstruction_figure, save_figure
+    from mrm_stream.visual.figures import check_picture, curves_figure, reconstruction_figure, save_figure
     from mrm_stream.visual.reconstructions import counted_words, reconstruct_samples
 
     start()
     check_output(out)
-    check_place(out)
+    check_picture(out)
     samples = reconstruct_samples(run, shards, split, count)
     curves = out.with_name(f"{out.stem}-curves.png")
     # All that may be refused comes before the first of the two is written.
@@ -65,7 +65,7 @@ def reconstruct(run: Path, out: Path, shards: AnyPath | None, split: str | None,
         save_figure(picture, path)
     right, masked = counted_words(samples)
     drawn = f"{counted(len(samples), 'radiograph')} of the split {samples[0].split}"
-    click.echo(f"{out}: {drawn}; {right} of {masked} masked words reconstructed rightly")
+    click.echo(f"{out}: {drawn}; {right} of {masked} masked words reconstructed correctly")
     click.echo(f"{curves}: the run's losses")
 
 

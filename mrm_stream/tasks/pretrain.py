@@ -75,7 +75,7 @@ class Pretraining:
         initialise(model, weights)
 
     def loss_items(self, batch: Batch) -> Tensor:
-        """Return the masked tokens of a batch."""
+        """Return the number of masked tokens in a batch, a float64 scalar."""
         return masked_tokens(batch)
 
     def identity(self, source: SampleSource) -> Mapping[str, Any]:

@@ -86,7 +86,7 @@ class Task(Protocol[B]):
         """
 
     def loss_items(self, batch: B) -> Tensor:
-        """Return how many items the losses of a batch are means over, as a float64 scalar: masked tokens, labels, ...
+        """Return over how many items (masked tokens, labels, ...) the losses of a batch are means, a float64 scalar.
 
         Ranks and micro-batches have different numbers of them, so that a mean of their means would weigh some items
         more than others, and depend on how a step is cut up. The engine adds the numbers up over a step and hands the

@@ -124,7 +124,7 @@ def curves_figure(run: Path) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def check_place(path: Path) -> None:
+def check_picture(path: Path) -> None:
     """Raise MrmStreamError if a picture that is to be drawn is not to be a PNG, or its folder cannot be made."""
     if path.suffix != ".png":
         raise MrmStreamError("pictures are written as PNG", where=path, remedy="Give a name that ends in .png.")

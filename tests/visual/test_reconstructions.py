@@ -20,7 +20,7 @@ from mrm_stream.stream.shard_set import ShardSet
 from mrm_stream.stream.source import reports_of
 from mrm_stream.tasks.pretrain import make_model
 from mrm_stream.training.checkpoint import save_checkpoint
-from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_place, curves_figure, reconstruction_figure
+from mrm_stream.visual.figures import PANEL, RIGHT, WRONG, check_picture, curves_figure, reconstruction_figure
 from mrm_stream.visual.reconstructions import ReconstructedSample, Word, counted_words, reconstruct_samples, words_of
 
 SETTINGS = """
@@ -201,7 +201,7 @@ def test_curves_need_a_log_and_pass_over_half_a_line(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_no_png_or_has_no_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MrmStreamError, match="written as PNG"):
-        check_place(tmp_path / "a.jpg")
+        check_picture(tmp_path / "a.jpg")
     (tmp_path / "file").write_text("")
     with pytest.raises(MrmStreamError, match="cannot be written: Not a directory"):
-        check_place(tmp_path / "file" / "a.png")
+        check_picture(tmp_path / "file" / "a.png")
