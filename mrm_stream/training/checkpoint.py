@@ -51,7 +51,7 @@ class Checkpoint:
         return load_file(self.directory / _MODEL)
 
     def moments(self) -> dict[str, Tensor]:
-        """Return Adam's state, as `Engine.full_moments` names it."""
+        """Return Adam's state, as `EngineState.moments` names it."""
         return load_file(self.directory / _MOMENTS)
 
 
