@@ -15,7 +15,7 @@ from mrm_stream.distributed.launched import leave_error
 from mrm_stream.distributed.orphan import end_with_launcher
 from mrm_stream.errors import TrainingError
 
-REMEDY = "Mend what is said above, if anything; the same command continues the run from its last checkpoint."
+REMEDY = "Correct what is said above, if anything; the same command continues the run from its last checkpoint."
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -117,7 +117,7 @@ class JoinedSets:
         return self._sets[0].tokenizer_file()
 
     def close(self) -> None:
-        """Let go of the caches' shards."""
+        """Release the caches' shards."""
         for each in self._sets:
             each.close()
 

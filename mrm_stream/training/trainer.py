@@ -51,7 +51,7 @@ def train(task: Task[B], runtime: Runtime) -> bool:
         Whether the run is complete. A run that was stopped has saved, and resumes when it is started again.
 
     Raises:
-        MrmStreamError: What the user must mend; checkpoints saved so far are whole.
+        MrmStreamError: What the user must correct; checkpoints saved so far are whole.
     """
     with telling_launcher(), naming_files(), stop_on_signal() as stop:
         trainer = Trainer(task, runtime)
@@ -85,7 +85,7 @@ class Trainer(Generic[B]):
         """Open the data, the model and the newest checkpoint; all ranks together. See `start.py` for the order.
 
         Raises:
-            MrmStreamError: Whatever the user must mend before the run can begin.
+            MrmStreamError: Whatever the user must correct before the run can begin.
         """
         self.task, self.config, self.runtime = task, task.config, runtime
         self.out = Path(self.config.run.out)
@@ -230,7 +230,7 @@ class Trainer(Generic[B]):
             raise TrainingError(
                 f"{bad} damaged samples were replaced, more than data.max_bad_samples allows",
                 where=self.source.directory,
-                remedy="Mend the set (`mrm-stream repair DIR --root SOURCE`), or raise data.max_bad_samples.",
+                remedy="Repair the set (`mrm-stream repair DIR --root SOURCE`), or raise data.max_bad_samples.",
             )
         if self.skipped_steps > MAX_SKIPPED_STEPS:
             raise TrainingError(

@@ -64,18 +64,18 @@ def _has_one_scan(data: bytes) -> bool:
 
     Nearly all have: to search 1.5 MB of pixels for the marker of another one takes a millisecond.
     """
-    place, components = 2, None
-    while place + 10 <= len(data):
-        marker, (length,) = data[place + 1], struct.unpack_from(">H", data, place + 2)
+    at, components = 2, None
+    while at + 10 <= len(data):
+        marker, (length,) = data[at + 1], struct.unpack_from(">H", data, at + 2)
         if marker == _START_OF_SCAN[1]:
-            return data[place + 4] == components
+            return data[at + 4] == components
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker not in (0xC0, 0xC1):
                 return False
-            components = data[place + 9]
-        if data[place] != 0xFF or length < 2:
+            components = data[at + 9]
+        if data[at] != 0xFF or length < 2:
             return False
-        place += 2 + length
+        at += 2 + length
     return False
 
 
@@ -90,12 +90,12 @@ def stream_format(stream: bytes) -> tuple[int, int, int, int]:
         right, bottom, left, top, *_, components, depth = struct.unpack_from(">8IHB", stream, wavelets + 8)
         # The highest bit of the depth tells that values have a sign.
         return (depth & 0x7F) + 1, bottom - top, right - left, components
-    place = 2
-    while is_jpeg(stream) and place + 10 <= len(stream):
-        fill, marker, length, bits, height, width, components = struct.unpack_from(">BBHBHHB", stream, place)
+    at = 2
+    while is_jpeg(stream) and at + 10 <= len(stream):
+        fill, marker, length, bits, height, width, components = struct.unpack_from(">BBHBHHB", stream, at)
         if marker in _FRAME_MARKERS:
             return bits, height, width, components
-        if fill != 0xFF or length < 2 or stream[place + 1 : place + 2] == _START_OF_SCAN[1:]:
+        if fill != 0xFF or length < 2 or stream[at + 1 : at + 2] == _START_OF_SCAN[1:]:
             break
-        place += 2 + length
+        at += 2 + length
     raise ImageError("image-damaged", "the header of compressed pixels cannot be read")
