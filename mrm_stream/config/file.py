@@ -201,7 +201,8 @@ def _replaced(default: T, given: Any, origins: _Origins, prefix: str) -> T:
     if not isinstance(given, Mapping):
         section = prefix.rstrip(".")
         raise ConfigError(f"{section} is a section: it needs settings below it", where=origins.of(section))
-    types_by_name = typing.get_type_hints(type(default))
+    hints = typing.get_type_hints(type(default))
+    types_by_name = {each.name: hints[each.name] for each in dataclasses.fields(default)}  # type: ignore[arg-type]
     values = {}
     for key, value in given.items():
         where = origins.of(f"{prefix}{key}")

@@ -36,7 +36,8 @@ def changes(earlier: TrainConfig, now: TrainConfig) -> Changes:
     warned: list[str] = []
     for name, value in after.items():
         was, is_now = _compared(name, before[name]), _compared(name, value)
-        policy = policies[name].policy
+        # What has no rule must stay: a task that forgets one does no harm.
+        policy = policies[name].policy if name in policies else "refused"
         if was != is_now and policy != "may change":
             (warned if policy == "warned" else refused).append(f"{name} was {was!r}, is {is_now!r}")
     return Changes(tuple(refused), tuple(warned))

@@ -10,7 +10,7 @@ from mrm_stream.errors import MrmStreamError, TrainingError
 
 
 def connect(runtime: Runtime, run: str, limit_s: float, refusal: MrmStreamError | None = None) -> None:
-    """Join the other ranks; returns when all have come, see `meet`."""
+    """Join the other ranks; returns when all have come, see `meet`, for `refusal` too; does nothing where it has."""
     if torch.distributed.is_initialized():
         return
     meeting = meet(runtime, run, limit_s, refusal)

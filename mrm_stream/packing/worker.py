@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from mrm_stream.errors import ClusterError, MrmStreamError, RecordError, ShardError
 from mrm_stream.formats.dictionary import ReportCodec
 from mrm_stream.formats.folder import DICTIONARY, TOKENIZER
-from mrm_stream.formats.manifest import ReportsEntry, shard_entry_from_json
+from mrm_stream.formats.manifest import DICTIONARY_LIMIT, ReportsEntry, shard_entry_from_json
 from mrm_stream.formats.options import PackOptions
 from mrm_stream.formats.shard import ShardEntry, canonical_json, index_path, members_of, verify_shard
 from mrm_stream.packing.images.boxes import place_boxes
@@ -44,7 +44,6 @@ from mrm_stream.text.tokenizer import encode_report, load_tokenizer
 
 _REQUESTS = 8
 """Images fetched at a time from a remote root, by each worker: with a single one it would mostly wait."""
-_DICTIONARY_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,4 +328,4 @@ def _reports_digests(job: Job) -> list[str] | None:
 @lru_cache(maxsize=16)
 def _load_tools(out: AnyPath, reports: ReportsEntry, thread: int) -> tuple[Tokenizer, ReportCodec]:
     """Load tokenizer and dictionary once a thread, as zstd's contexts are not thread-safe; digests distinguish jobs."""
-    return load_tokenizer(out / TOKENIZER), ReportCodec(read_whole(out / DICTIONARY, _DICTIONARY_LIMIT))
+    return load_tokenizer(out / TOKENIZER), ReportCodec(read_whole(out / DICTIONARY, DICTIONARY_LIMIT))

@@ -57,7 +57,9 @@ class EpochPass(Generic[T]):
     ends the pass: a score without a whole shard is another split's.
 
     Args:
-        shards: The split to read, or several sets' together; each sample once, whatever their shares.
+        shards: The split to read, or several sets' together; each sample once, whatever their shares. Opened for this
+            pass alone: a cache holds what its last reader has hinted at, so that a loader on the same object would be
+            left without.
         transform: Turns B draws, in order, into a batch. Called in a thread, and again with other draws if it raises
             `DamagedSamplesError`; any other error of its own is raised to who iterates.
         batch_size: Rows B of each batch of this rank, padding included.

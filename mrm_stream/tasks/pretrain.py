@@ -32,6 +32,8 @@ class Pretraining:
 
     config: PretrainConfig
 
+    name: ClassVar[str] = "pretraining"
+    exported: ClassVar[str] = "encoder.safetensors"
     shown_losses: ClassVar[Mapping[str, str]] = {
         "image_loss": "image",
         "report_loss": "report",
@@ -90,7 +92,7 @@ class Pretraining:
             CheckpointError: They differ.
         """
         ours = self.identity(source)
-        if {name: saved[name] for name in ours} != ours:
+        if {name: saved.get(name) for name in ours} != ours:
             raise CheckpointError(
                 "was trained with another tokenizer than the shards'",
                 where=where,

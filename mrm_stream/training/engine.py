@@ -195,7 +195,8 @@ class Engine(Generic[B]):
         before anything is computed. Nobody waits longer for it: the gradients' exchange would have waited for the same
         slowest rank.
         """
-        count = self._loss_items(batch)
+        # A copy: what is exchanged is added up in place, and the task may keep what it has returned.
+        count = self._loss_items(batch).to(self._engine.device, torch.float64, copy=True)
         if self._world > 1:
             torch.distributed.all_reduce(count)
         return (count.clamp(min=1) / (self._world * self._sizes.accumulation)).float()

@@ -65,6 +65,8 @@ def _check(task: Task[Any], ranks: int) -> None:
     if not check_run(Path(config.run.out), config) and config.run.init:
         task.check_weights(Path(config.run.init))
     source = task.open_source()
-    source.close()
-    with torch.device("meta"):  # Shapes without numbers: no time, no memory.
-        task.make_model(source)
+    try:
+        with torch.device("meta"):  # Shapes without numbers: no time, no memory.
+            task.make_model(source)
+    finally:
+        source.close()

@@ -26,7 +26,7 @@ METRICS = "metrics.jsonl"
 log = logging.getLogger(__name__)
 
 
-class Window:
+class LossSums:
     """Running sums of the model's scalars over the steps since the last line of the log.
 
     The sums stay on the device, so that no step waits for them; they are part of a checkpoint, so that a resumed run

@@ -4,7 +4,7 @@ RUN/config.yaml           every setting, as resolved
     metrics.jsonl         losses, learning rate, samples/s, share of time waiting for data
     tensorboard/          the same as curves
     checkpoints/          see checkpoint.py
-    encoder.safetensors   what is kept, once the run is complete
+    encoder.safetensors   what the task keeps (pre-training: this), once the run is complete
     complete.json         left last: the run is complete
 """
 
@@ -28,7 +28,7 @@ from mrm_stream.storage.publish import FILE_MODE, check_folder, make_private_fol
 from mrm_stream.stream.opening import fingerprint_of
 from mrm_stream.training.checkpoint import EARLIER, checkpoints_in, read_state
 
-CONFIG, ENCODER, COMPLETE = "config.yaml", "encoder.safetensors", "complete.json"
+CONFIG, COMPLETE = "config.yaml", "complete.json"
 _LOCK = ".lock"
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How a run begins or is resumed: everything that can be refused is, before anything is written.
+"""How a run begins or is resumed: everything that can be refused is, before anything but a cache is written.
 
 A run that is found in the directory must stay what it is while its continuation can still be refused, and a mistake in
 a new one must leave no directory behind. So the checks, the data, the checkpoint and the model come first, in the order
@@ -9,7 +9,7 @@ one of them lacks ends them all: `Ranks.all` tells the cause on every rank.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -17,15 +17,13 @@ from mrm_stream.config.base import TrainConfig
 from mrm_stream.decode.device import Handover
 from mrm_stream.distributed.ranks import Ranks
 from mrm_stream.distributed.runtime import Runtime
-from mrm_stream.errors import MrmStreamError
+from mrm_stream.errors import CheckpointError, MrmStreamError
 from mrm_stream.stream.loader import Loader, LoaderOptions
 from mrm_stream.stream.source import SampleSource
 from mrm_stream.training.checkpoint import Checkpoint, load_weights, newest_checkpoint, open_checkpoint
 from mrm_stream.training.engine import batch_sizes
 from mrm_stream.training.run_directory import check_paths
 from mrm_stream.training.task import B, Batches, Task
-
-T = TypeVar("T")
 
 
 def connect_ranks(config: TrainConfig, runtime: Runtime) -> Ranks:
@@ -62,6 +60,13 @@ def initial_model(task: Task[Any], source: SampleSource, checkpoint: Checkpoint 
     """
     model = task.make_model(source)
     if checkpoint is not None:
+        # Checkpoints of before there were other tasks do not tell theirs.
+        if checkpoint.state.get("task", "pretraining") != task.name:
+            raise CheckpointError(
+                f"is of another task: {checkpoint.state['task']}, not {task.name}",
+                where=checkpoint.directory,
+                remedy="Choose another run.out.",
+            )
         task.check_identity(checkpoint.state, source, checkpoint.directory)
         load_weights(model, checkpoint.weights(), checkpoint.directory)
     elif task.config.run.init:

@@ -1,7 +1,7 @@
 """What the trainer must know of a task: pre-training is one, a classifier another.
 
-The trainer steps, logs, saves, resumes and stops; it knows no model and no loss. A task knows nothing of ranks, steps
-or files of a run: it makes a model and batches for it, and says what is kept at the end. So whatever makes training
+The trainer steps, logs, saves, resumes and stops; it knows no model and no loss. A task knows nothing of ranks and
+steps: it makes a model and batches for it, and says what is kept at the end. So whatever makes training
 faster or safer serves every task, and a new task is one file.
 
 A task's model is a `torch.nn.Module` that is called as `model(batch, loss_items)` and returns scalars by name, `loss`
@@ -55,6 +55,14 @@ class Task(Protocol[B]):
         """Its settings."""
 
     @property
+    def name(self) -> str:
+        """Kept in each checkpoint: a run of one task is not resumed as another's."""
+
+    @property
+    def exported(self) -> str:
+        """Name of the file that `export` publishes in the run's directory."""
+
+    @property
     def shown_losses(self) -> Mapping[str, str]:
         """Scalars of the model that the log shows beside `loss`, each with its short name there."""
 
@@ -91,7 +99,7 @@ class Task(Protocol[B]):
         Ranks and micro-batches have different numbers of them, so that a mean of their means would weigh some items
         more than others, and depend on how a step is cut up. The engine adds the numbers up over a step and hands the
         model their mean over its passes; a model that divides its sum by that has one mean over the step's items. Where
-        every sample counts alike, return the number of samples, and the model need not look at it.
+        every sample counts alike, return the number of samples, and the model need not look at it. On any device.
         """
 
     def identity(self, source: SampleSource) -> Mapping[str, Any]:

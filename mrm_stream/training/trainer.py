@@ -18,9 +18,10 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, Generic
+from typing import Any, Generic
 
 from torch import Tensor
 
@@ -31,8 +32,8 @@ from mrm_stream.storage.access import naming_files
 from mrm_stream.storage.publish import publish_bytes
 from mrm_stream.training.checkpoint import Checkpoint, load_weights, save_checkpoint
 from mrm_stream.training.engine import Engine
-from mrm_stream.training.metrics import MetricsLog, Window
-from mrm_stream.training.run_directory import COMPLETE, ENCODER, check_run, prepare_run
+from mrm_stream.training.metrics import LossSums, MetricsLog
+from mrm_stream.training.run_directory import COMPLETE, check_run, prepare_run
 from mrm_stream.training.schedule import learning_rate, total_steps
 from mrm_stream.training.start import choose_checkpoint, connect_ranks, initial_model, make_loader
 from mrm_stream.training.task import B, Task
@@ -89,27 +90,36 @@ class Trainer(Generic[B]):
         """
         self.task, self.config, self.runtime = task, task.config, runtime
         self.out = Path(self.config.run.out)
+        self._open = ExitStack()
+        with ExitStack() as opened:  # What has been opened is closed where the rest cannot be.
+            opened.callback(self.close)
+            self._start()
+            opened.pop_all()
+        # What the clock has seen: a stretch that an earlier process began is only in part this one's work.
+        self._clock, self._clocked = time.perf_counter(), self.step
+
+    def _start(self) -> None:
+        task, runtime = self.task, self.runtime
         self.ranks = connect_ranks(self.config, runtime)
         seen = self.ranks.first(lambda: check_run(self.out, self.config))
         self.source = self.ranks.all(task.open_source)
+        self._open.callback(self.source.close)
         self.steps = total_steps(len(self.source), self.config.optim)
         self.batches = self.ranks.all(lambda: task.make_batches(self.source, runtime.device))
+        self._open.callback(self.batches.close)
         checkpoint = choose_checkpoint(self.ranks, self.out)
         model = self.ranks.all(lambda: initial_model(task, self.source, checkpoint))
         self.engine = Engine(model, self.config, runtime, task.loss_items)
         self.loader = self.ranks.all(lambda: make_loader(self.config, self.source, self.batches, runtime))
-        self.window = Window()
+        self._open.callback(self.loader.close)
+        self.sums = LossSums()
         self._throughput = Throughput(self.loader, self.batches, self.source)
         self.step, self.rate, self._skipped_before = 0, 0.0, 0
         if checkpoint is not None:
             self.ranks.all(lambda: self._resume(checkpoint))
             log.info("continuing at step %d of %d, from %s", self.step, self.steps, checkpoint.directory)
-        # Both on the first rank alone.
-        self.metrics: MetricsLog | None = None
-        self._lock: IO[bytes] | None = None
+        self.metrics: MetricsLog | None = None  # On the first rank alone.
         self.ranks.first(lambda: self._begin(seen))
-        # What the clock has seen: a stretch that an earlier process began is only in part this one's work.
-        self._clock, self._clocked = time.perf_counter(), self.step
 
     @property
     def is_at_the_end(self) -> bool:
@@ -130,7 +140,7 @@ class Trainer(Generic[B]):
         """Take the next batch and one optimizer step."""
         batch = next(self.loader).take()
         self.rate = learning_rate(self.epoch, self.config.optim)
-        self.window.add(self.engine.step(batch, step=self.step, learning_rate=self.rate))
+        self.sums.add(self.engine.step(batch, step=self.step, learning_rate=self.rate))
         self.step += 1
 
     def report(self) -> None:
@@ -141,8 +151,8 @@ class Trainer(Generic[B]):
         """
         assert self.step > self._clocked, "nothing was trained since the last report"
         now = time.perf_counter()
-        losses = self.window.finite_means(self.step)
-        self.window.clear()
+        losses = self.sums.finite_means(self.step)
+        self.sums.clear()
         elapsed = now - self._clock
         samples_per_s = (self.step - self._clocked) * self.config.optim.batch_size / elapsed
         bad = len({index for found in self.ranks.gather(self.loader.bad_samples) for index in found})
@@ -183,7 +193,7 @@ class Trainer(Generic[B]):
             TrainingError: A weight is not a finite number: such weights are not saved over good ones.
         """
         weights, moments = self.engine.state.weights(), self.engine.state.moments()
-        windows = self.ranks.gather(self.window.state_dict())
+        windows = self.ranks.gather(self.sums.state_dict())
         loaders = self.ranks.gather(self.loader.state_dict())
         bad = sorted({index for loader in loaders for index in loader["bad_samples"]})
         state = {
@@ -191,8 +201,11 @@ class Trainer(Generic[B]):
             "loader": {**loaders[0], "bad_samples": bad},
             "windows": windows,
             "skipped_steps": self.skipped_steps,
-            **self.task.identity(self.source),
+            "task": self.task.name,
         }
+        identity = self.task.identity(self.source)
+        assert not identity.keys() & state.keys(), "the task's identity takes the place of the trainer's own state"
+        state.update(identity)
 
         def publish() -> Path:
             _check_finite(weights, self.step)
@@ -207,23 +220,19 @@ class Trainer(Generic[B]):
         # A model of its own: under ZeRO-3 the trained one is spread over the ranks.
         model = self.task.make_model(self.source)
         load_weights(model, weights, self.out)
-        self.task.export(model, self.out / ENCODER)
-        publish_bytes(self.out / COMPLETE, json.dumps({"step": self.step, "encoder": ENCODER}).encode() + b"\n")
-        log.info("complete: the encoder is %s", self.out / ENCODER)
+        path = self.out / self.task.exported
+        self.task.export(model, path)
+        publish_bytes(self.out / COMPLETE, json.dumps({"step": self.step, "exported": path.name}).encode() + b"\n")
+        log.info("complete: what is kept is %s", path)
 
     def close(self) -> None:
         """Stop the threads and close the files; another process may train in the directory from now on."""
-        self.loader.close()
-        self.batches.close()
-        self.source.close()
-        if self.metrics is not None:
-            self.metrics.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._open.close()
 
     def _begin(self, seen: Sequence[Path]) -> None:
-        self._lock = prepare_run(self.out, self.config, seen)
+        self._open.callback(prepare_run(self.out, self.config, seen).close)
         self.metrics = MetricsLog(self.out, resumed_at=self.step)
+        self._open.callback(self.metrics.close)
 
     def _check_budgets(self, bad: int) -> None:
         if bad > self.config.data.max_bad_samples:
@@ -243,7 +252,7 @@ class Trainer(Generic[B]):
         state: dict[str, Any] = checkpoint.state
         self.engine.state.load_moments(checkpoint.moments())
         self.loader.load_state_dict(state["loader"])
-        self.window.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)
+        self.sums.load_state_dict(state["windows"], self.runtime.rank, self.runtime.device)
         self.step, self._skipped_before = state["step"], state["skipped_steps"]
 
 

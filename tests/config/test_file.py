@@ -293,3 +293,15 @@ def test_a_wrong_override_is_refused(override: str) -> None:
 def test_a_dumped_configuration_reads_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_config(PretrainConfig, path)
     assert load_config(PretrainConfig, write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize("name", ["recipes", "on_resume"])
+def test_what_a_class_knows_of_its_settings_is_no_setting(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting {name}"):
+        load_config(PretrainConfig, None, [f"{name}=paper"])
+    (tmp_path / "a.yaml").write_text(f"{name}: paper\n")
+    with pytest.raises(ConfigError, match=f"unknown setting {name}"):
+        load_config(PretrainConfig, tmp_path / "a.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, None, ["zzz=1"])
+    assert caught.value.remedy == "Known here: seed, data, optim, engine, run, recipe, model, method."

@@ -26,7 +26,7 @@ from mrm_stream.training import start
 from mrm_stream.training.checkpoint import newest_checkpoint
 from mrm_stream.training.engine import Engine
 from mrm_stream.training.engine_state import EngineState
-from mrm_stream.training.metrics import Window, read_metrics
+from mrm_stream.training.metrics import LossSums, read_metrics
 from mrm_stream.training.trainer import train
 
 make_batch, take_step, open_data = BatchMaker.__call__, Engine.step, vars(pretrain)["open_data"]
@@ -124,7 +124,7 @@ PLANTS: dict[str, Callable[[], None]] = {
         EngineState, "load_moments", CheckpointError("planted: a shape", where="/mnt/run", remedy="Look.")
     ),
     "order": failing(Loader, "load_state_dict", CheckpointError("planted: order", where="/mnt/run", remedy="Look.")),
-    "sums": failing(Window, "load_state_dict", CheckpointError("planted: sums", where="/mnt/run", remedy="Look.")),
+    "sums": failing(LossSums, "load_state_dict", CheckpointError("planted: sums", where="/mnt/run", remedy="Look.")),
 }
 SHORT = ("optim.epochs=0.66", "optim.warmup_epochs=0", "run.log_every=4", "engine.precision=fp32")
 """Four steps."""

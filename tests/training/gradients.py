@@ -24,7 +24,7 @@ from mrm_stream.model.mrm import MaskedRecordModel
 from mrm_stream.records import Batch
 from mrm_stream.tasks.pretrain import masked_tokens
 from mrm_stream.training.engine import Engine
-from mrm_stream.training.metrics import Window
+from mrm_stream.training.metrics import LossSums
 
 SAMPLES, LENGTH, VOCABULARY = 8, 12, 40
 SMALL = [
@@ -87,7 +87,7 @@ def compare_step(
     runtime: Runtime,
     expected: tuple[dict[str, float], Tensor],
 ) -> None:
-    window, (losses, gradient) = Window(), expected
+    window, (losses, gradient) = LossSums(), expected
     window.add(engine.step(part(batch, runtime.rank, runtime.world), step=0, learning_rate=0.0))
     found, moments = window.means(), engine.state.moments()
     if runtime.rank:

@@ -30,7 +30,7 @@ from mrm_stream.training import trainer
 from mrm_stream.training.checkpoint import newest_checkpoint, signed_state
 from mrm_stream.training.engine import Engine
 from mrm_stream.training.metrics import read_metrics
-from mrm_stream.training.run_directory import COMPLETE, ENCODER
+from mrm_stream.training.run_directory import COMPLETE
 from mrm_stream.training.trainer import Trainer
 from tests.training.runs import SETTINGS
 
@@ -202,7 +202,7 @@ def test_a_run_whose_encoder_could_not_be_written_is_not_complete(
         with caplog.at_level(logging.INFO, logger=trainer.__name__):
             run.finish(weights)
     assert (opened.out / COMPLETE).exists()
-    assert f"complete: the encoder is {opened.out / ENCODER}" in caplog.messages
+    assert f"complete: what is kept is {opened.out / Pretraining.exported}" in caplog.messages
 
 
 # ---- what a step is made of ----
@@ -310,6 +310,7 @@ STATE_CHANGES: dict[str, Callable[[Parts], object]] = {
     "version": lambda parts: parts["state"].update(version=99),
     "step": lambda parts: parts["state"].update(step=SAVED_AT + 1),
     "skipped_steps": lambda parts: parts["state"].update(skipped_steps=3),
+    "task": lambda parts: parts["state"].update(task="another"),
     "vocabulary": lambda parts: parts["state"].update(vocabulary=299),
     "tokenizer_sha256": lambda parts: parts["state"].update(tokenizer_sha256="0" * 64),
     "sha256": lambda parts: parts["state"]["sha256"].clear(),

@@ -84,17 +84,18 @@ def _shown(pixels: DicomPixels) -> NDArray[np.uint8]:
 def _wide(pixels: DicomPixels) -> NDArray[np.float64]:
     """Return what each word means after the modality's look-up or rescaling."""
     header = pixels.header
-    slope, intercept = _slope(header), _number(header, "RescaleIntercept", 0.0)
+    slope, intercept = _rescaling(header)
     if header.get("ModalityLUTSequence"):
         return _look_up(header.ModalityLUTSequence[0], pixels.values)[0].astype(np.float64)
     return np.asarray(pixels.values * slope + intercept, np.float64)
 
 
-def _slope(header: Dataset) -> float:
-    slope = _number(header, "RescaleSlope", 1.0)
+def _rescaling(header: Dataset) -> tuple[float, float]:
+    """Return slope and intercept."""
+    slope, intercept = _number(header, "RescaleSlope", 1.0), _number(header, "RescaleIntercept", 0.0)
     if slope == 0:
         raise ImageError("image-damaged", "the DICOM's rescaling makes all values one")
-    return slope
+    return slope, intercept
 
 
 def _is_inverted(header: Dataset) -> bool:
@@ -123,8 +124,9 @@ def _number(header: Dataset, keyword: str, default: float) -> float:
 
 
 def _equalized(pixels: DicomPixels) -> NDArray[np.uint8]:
-    # Of the rescaling only its direction matters here.
-    values = -pixels.values if (_slope(pixels.header) < 0) != _is_inverted(pixels.header) else pixels.values
+    # Of the rescaling only its direction matters here; what is damaged is refused all the same.
+    slope, _ = _rescaling(pixels.header)
+    values = -pixels.values if (slope < 0) != _is_inverted(pixels.header) else pixels.values
     counts = pixels.counts()
     used = values[counts > 0]
     if not used.size:

@@ -16,6 +16,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
+from mrm_stream.formats.options import Rendering
 from mrm_stream.packing.images.checks import ImageError
 from mrm_stream.packing.images.dicom import decode_dicom
 from mrm_stream.packing.images.encode import encode_image
@@ -116,7 +117,7 @@ def grey_of(data: bytes) -> NDArray[np.uint8]:
     return decode_dicom(data, "window").grey_HW
 
 
-def code_of(data: bytes) -> str:
+def code_of(data: bytes, rendering: Rendering = "window") -> str:
     with pytest.raises(ImageError) as caught:
-        encode_image(data, short_side=64, quality=95)
+        encode_image(data, short_side=64, quality=95, rendering=rendering)
     return caught.value.code

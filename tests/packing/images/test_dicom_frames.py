@@ -37,6 +37,8 @@ def test_what_is_not_one_grey_radiograph_is_refused() -> None:
         ({"PixelRepresentation": 2}, "image-damaged"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "image-damaged"),
         ({"RescaleSlope": "nan"}, "image-damaged"),
+        ({"RescaleIntercept": "nan"}, "image-damaged"),
+        ({"RescaleIntercept": "1e999"}, "image-damaged"),
         ({"WindowCenter": "inf", "WindowWidth": 9}, "image-damaged"),
         ({"VOILUTFunction": "CURVED", "WindowCenter": 9, "WindowWidth": 9}, "image-encoding-unknown"),
         ({"Rows": 21}, "image-truncated"),
@@ -47,6 +49,8 @@ def test_what_is_not_one_grey_radiograph_is_refused() -> None:
             warnings.simplefilter("ignore")
             data = dicom_of(stored, 12, **elements)
         assert code_of(data) == code, elements
+        if "Rescale" in "".join(elements):
+            assert code_of(data, rendering="equalized") == code, elements
     for syntax in (uid.ExplicitVRBigEndian, uid.HTJ2K, uid.MPEG2MPML, "1.2.3.4"):
         data = dicom_of(stored, 12).replace(
             uid.ExplicitVRLittleEndian.encode() + b"\0", syntax.encode().ljust(20, b"\0")[:20]
