@@ -38,7 +38,7 @@ import json, os, resource, signal, sys, time
 from pathlib import Path
 from mrm_stream.errors import MrmStreamError
 from mrm_stream.formats.options import PackOptions
-from mrm_stream.packing.pack import pack
+from mrm_stream.packing.pack import Supervision, pack
 import mrm_stream.packing.images.dicom
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -49,7 +49,7 @@ def become_of(source, root, out):
     before, started, error = status("VmHWM"), time.monotonic(), None
     try:
         options = PackOptions(samples_per_shard=50, short_side=48, vocabulary=300)
-        pack(source, Path(root), Path(out), options=options, max_bad=1.0)
+        pack(source, Path(root), Path(out), options=options, supervision=Supervision(max_bad=1.0))
     except MrmStreamError as caught:
         error = [type(caught).__name__, str(caught)]
     except BaseException as caught:
