@@ -28,6 +28,6 @@ cat <<EOF
 The picture:   $out/reconstructed.png  (and its curves: $out/reconstructed-curves.png)
 The encoder:   $out/run/encoder.safetensors  (loads into timm by name)
 The run:       $out/run  (metrics.jsonl, tensorboard/, checkpoints/, config.yaml)
-Next:          source .venv/bin/activate, and mrm-stream is at hand
+Next:          source .venv/bin/activate: the commands are then at hand
                your own radiographs: see "From MIMIC-CXR to an encoder" in README.md
 EOF
