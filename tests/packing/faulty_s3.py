@@ -22,6 +22,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from mrm_stream.storage import paths, retries
+
 ALL = ("internal", "slow-down", "reset", "lost", "cut", "stall")
 """500; 503; reset before the request is carried out; carried out, then reset; half a body; no answer for too long."""
 ENVIRONMENT = {
@@ -238,3 +240,9 @@ def _handler(server: FaultyS3, host: str, port: int) -> type[BaseHTTPRequestHand
             pass
 
     return Handler
+
+
+def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a client wait milliseconds where it would wait seconds; a stall of the server is longer than it waits."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(paths, "_READ_S", 0.3)

@@ -21,9 +21,9 @@ from mrm_stream.packing.pack import Progress, Supervision, pack
 from mrm_stream.packing.repair import repair
 from mrm_stream.packing.verify import verify
 from mrm_stream.packing.workers import Workers
-from mrm_stream.storage import paths, retries
+from mrm_stream.storage import retries
 from mrm_stream.storage.paths import AnyPath, parse_path
-from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, running
+from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, retry_soon, running
 
 OPTIONS = PackOptions(samples_per_shard=8, short_side=48, vocabulary=200)
 
@@ -56,8 +56,7 @@ def s3() -> Iterator[FaultyS3]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(paths, "_READ_S", 0.3)  # a stall of the server is longer
+    retry_soon(monkeypatch)
     monkeypatch.setattr(lock, "RENEWED_S", 0.3)
 
 

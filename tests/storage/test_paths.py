@@ -27,7 +27,7 @@ from mrm_stream.storage.files import (
 from mrm_stream.storage.paths import is_remote, local_fault, parse_path
 from mrm_stream.storage.remote import RemotePath
 from mrm_stream.storage.retries import retrying
-from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, running
+from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, retry_soon, running
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,7 @@ def s3() -> Iterator[FaultyS3]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(paths, "_READ_S", 0.3)  # a stall of the server is longer
+    retry_soon(monkeypatch)
 
 
 def place(name: str) -> RemotePath:

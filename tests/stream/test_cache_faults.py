@@ -18,12 +18,12 @@ import pytest
 from mrm_stream.errors import ShardError, StorageError
 from mrm_stream.formats.manifest import read_manifest
 from mrm_stream.formats.shard import ShardEntry
-from mrm_stream.storage import paths, retries
+from mrm_stream.storage import retries
 from mrm_stream.storage.paths import AnyPath, parse_path
 from mrm_stream.stream import cache as caching
 from mrm_stream.stream.cache import ShardCache
 from mrm_stream.stream.shard_set import ShardSet
-from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, running
+from tests.packing.faulty_s3 import ALL, Faults, FaultyS3, retry_soon, running
 from tests.stream.cached import (
     LARGE,
     SHARDS,
@@ -56,8 +56,7 @@ def entries(source: Path) -> tuple[ShardEntry, ...]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.005)
-    monkeypatch.setattr(paths, "_READ_S", 0.3)  # a stall of the server is longer
+    retry_soon(monkeypatch)
 
 
 @pytest.fixture
